@@ -1,0 +1,1 @@
+"""Configurations: `default` holds every key, the others are deltas."""

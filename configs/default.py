@@ -1,0 +1,102 @@
+"""Every key, with its default. The other configurations are deltas of this one.
+
+The command line overrides any key: --config.optim.lr=1e-4. Lengths are in steps (generator updates) or, where the key
+ending in `epochs` is set, in epochs, which then counts.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Returns all keys; locked, so that a mistyped key fails."""
+    config = ConfigDict()
+    config.seed = 0  # of parameters, data order, crops, degradations and dropout
+    config.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
+    config.value_range = (-1.0, 1.0)  # of images inside the networks; the weight of a pixel loss depends on it
+    # Form of the strided convolutions: auto (by back end) | native | phase | gemm; all give the same values.
+    config.conv_form = 'auto'
+
+    config.data = ConfigDict()
+    config.data.layout = 'pairs'  # how the data lies on disk: pairs | polyu | sample | sidd
+    config.data.dir = placeholder(str)  # its folder
+    config.data.split = (0.7, 0.15, 0.15)  # train, val, test; by scene; where the layout has no split of its own
+    config.data.split_seed = 0  # apart from `seed`, so that repeated trainings are scored on the same images
+    config.data.crop_size = 256  # pixels; random square crops in training
+    config.data.flip = True  # mirror left to right, half of the time
+    config.data.rotate = False  # turn by random multiples of 90°
+    config.data.cache_mb = 1024  # MiB of decoded files kept in memory
+    config.data.threads = placeholder(int)  # that decode; None: one a core
+    config.data.prefetch = 4  # batches made ahead
+
+    # Makes the condition from the target; `none` where the data set has both.
+    config.degrade = ConfigDict()
+    config.degrade.name = 'none'  # none | poisson_gaussian
+    config.degrade.poisson_gaussian = ConfigDict()
+    config.degrade.poisson_gaussian.shot = (0.008, 0.012)  # gain of the shot noise, lowest and highest
+    config.degrade.poisson_gaussian.read = (0.008, 0.012)  # standard deviation of the read noise, likewise
+
+    config.generator = ConfigDict()
+    config.generator.name = 'unet'
+    config.generator.unet = ConfigDict()
+    config.generator.unet.depth = 8  # number of halvings; 8 is pix2pix's U-Net-256
+    config.generator.unet.width = 64  # channels of the first level
+    config.generator.unet.norm = 'batch'  # batch | instance | spectral | group | none
+    config.generator.unet.dropout = 0.5  # rate in the inner decoder levels
+    config.generator.unet.last_activation = 'tanh'  # tanh | sigmoid | none
+    config.generator.unet.residual = False  # the network gives what is subtracted from the input
+    config.generator.unet.init_std = 0.02  # kernels start as N(0, init_std)
+
+    config.discriminator = ConfigDict()
+    config.discriminator.name = 'patchgan'
+    config.discriminator.patchgan = ConfigDict()
+    config.discriminator.patchgan.strided = 3  # stride-2 layers; 0 makes all kernels 1×1 (PixelGAN)
+    config.discriminator.patchgan.unstrided = 1  # stride-1 layers before the head; 3 + 1 sees 70×70 pixels
+    config.discriminator.patchgan.width = 64  # channels of the first layer
+    config.discriminator.patchgan.norm = 'batch'  # batch | instance | spectral | group | none
+    config.discriminator.patchgan.activation = 'leaky_relu'  # leaky_relu | relu | silu | tanh | sigmoid | none
+    config.discriminator.patchgan.last_activation = 'none'  # none | sigmoid | …; vanilla needs none
+    config.discriminator.patchgan.init_std = 0.02
+
+    config.norm = ConfigDict()
+    config.norm.sync = True  # batch norm uses the whole batch, over all devices
+
+    config.gan = ConfigDict()
+    config.gan.mode = 'vanilla'  # vanilla | lsgan
+    config.gan.weight = 1.0  # of the adversarial loss; 0 trains the generator alone, without a discriminator
+    config.gan.start_step = 0  # the generator alone before
+    config.loss = ConfigDict()
+    config.loss.l1 = ConfigDict({'weight': 100.0})
+
+    config.optim = ConfigDict()
+    config.optim.lr = 2e-4
+    config.optim.schedule = 'constant'  # constant | cosine (to 0 at the last step)
+    config.optim.b1 = 0.5  # Adam's decay rates
+    config.optim.b2 = 0.999
+    config.optim.discriminator = ConfigDict()
+    config.optim.discriminator.lr = placeholder(float)  # None: the same as optim.lr
+
+    config.ema = ConfigDict()
+    config.ema.decay = 0.0  # of the generator's moving averages, which are then what is evaluated; 0: none
+
+    config.train = ConfigDict()
+    config.train.batch_size = 1  # over all devices
+    config.train.steps = 100_000
+    config.train.epochs = placeholder(int)
+
+    config.log = ConfigDict()
+    config.log.every_steps = 100
+    config.log.every_epochs = placeholder(int)
+
+    config.eval = ConfigDict()
+    config.eval.every_steps = 5_000  # each is followed by a checkpoint with its score
+    config.eval.every_epochs = placeholder(int)
+    config.eval.batch_size = 1  # over all devices, of one image size each; does not change results
+    config.eval.crop_size = placeholder(int)  # central crop; None: whole images
+    config.eval.pictures = 4  # rows of the picture: input | output | target
+    config.eval.names = ('input', 'output')  # of the two, in tables and pictures
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 1_000  # between evaluations; the latest two and the best are kept
+    config.checkpoint.every_epochs = placeholder(int)
+    return config.lock()

@@ -1,0 +1,14 @@
+"""Your own image pairs, with the settings of pix2pix: {train,val,test}/{input,target}/, or one input/ and target/.
+
+python -m p2p_jax.main --config=configs/pairs.py --config.data.dir=/path/to/pairs
+"""
+
+from configs import default
+
+
+def get_config() -> default.ConfigDict:
+    """Returns the configuration."""
+    config = default.get_config()
+    config.train.epochs = 200
+    config.eval.every_epochs = 10
+    return config

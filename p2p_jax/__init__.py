@@ -1,0 +1,3 @@
+"""p2p_jax: one code base for paired-image GANs in JAX and Flax."""
+
+__version__ = '0.1.0'

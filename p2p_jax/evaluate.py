@@ -1,0 +1,129 @@
+"""Scores: every example of a split exactly once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from p2p_jax import inference, report
+from p2p_jax.checkpoint import replicate
+from p2p_jax.data import LAYOUTS, images
+from p2p_jax.data.pipeline import Shard, evaluation_batches, split_over_devices
+from p2p_jax.data.records import Record, Splits, load, verify
+from p2p_jax.job import AXIS, Job
+from p2p_jax.lookup import pick
+from p2p_jax.metrics import SSIM_WINDOW, EvaluationMetrics
+from p2p_jax.steps import evaluation_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Means over a split.
+
+    Attributes:
+      scores: {'input': {'psnr' in dB, 'ssim'}, 'output': the same, 'count': number of examples}.
+      pictures: of the first examples: input, output, target, float (h, w, 3) in [0, 1].
+    """
+
+    scores: dict[str, Any]
+    pictures: list[list[np.ndarray]]
+
+
+def find_splits(config: ml_collections.ConfigDict, names: Sequence[str]) -> Splits:
+    """Finds and checks the records of the named splits.
+
+    Raises:
+      UserError: whatever is wrong with the data.
+    """
+    layout = pick(LAYOUTS, config.data.layout, 'data.layout')
+    root = None if config.data.dir is None else Path(config.data.dir)
+    splits = load(layout, root, config.data.split, config.data.split_seed)
+    crop, window = config.data.crop_size, SSIM_WINDOW
+    least = {'train': (crop, f'data.crop_size={crop}')}
+    return {
+        name: verify(splits[name], *least.get(name, (window, f"SSIM's window of {window} pixels"))) for name in names
+    }
+
+
+def build_evaluator(
+    job: Job, config: ml_collections.ConfigDict, records: Sequence[Record]
+) -> Callable[[Any], Evaluation]:
+    """Returns a function of the generator's variables that scores them on the records.
+
+    It compiles once for each image size. Degradations depend on the seed and the example's place alone, and the
+    result does not depend on the batch size or the number of devices.
+
+    Args:
+      job: what was trained.
+      config: complete.
+      records: of one split, checked.
+    """
+    step = jax.pmap(
+        functools.partial(evaluation_step, job), axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, 0, 0)
+    )
+    devices = jax.device_count()
+    batch_size = -(-config.eval.batch_size // devices) * devices
+    shard = Shard(jax.process_index(), jax.process_count())
+    key = replicate(jax.random.key(config.seed))
+
+    def evaluate(variables: Any) -> Evaluation:
+        total, pictures = None, []
+        for batch in evaluation_batches(
+            records, batch_size=batch_size, crop_size=config.eval.crop_size, shard=shard
+        ):
+            scores, *shown = step(variables, key, split_over_devices(batch, jax.local_device_count()))
+            total = scores if total is None else total.merge(scores)
+            wanted = min(config.eval.pictures - len(pictures), int(batch['mask'].sum()))
+            if wanted > 0:
+                flat = [np.asarray(image).reshape(-1, *image.shape[2:])[:wanted] for image in shown]
+                targets = batch['target'][:wanted] / np.float32(255)
+                pictures += [list(row) for row in zip(*flat, targets, strict=True)]
+        return Evaluation(_scores(total), pictures)
+
+    return evaluate
+
+
+def _scores(total: EvaluationMetrics) -> dict[str, Any]:
+    values = {name: float(value) for name, value in total.compute().items()}
+    sides = {side: {m: values[f'{side}_{m}'] for m in ('psnr', 'ssim')} for side in ('input', 'output')}
+    return {**sides, 'count': int(total.output_psnr.count)}
+
+
+def describe(config: ml_collections.ConfigDict, split: str, evaluation: Evaluation) -> str:
+    """Returns the table of an evaluation, with what the numbers depend on."""
+    crop = config.eval.crop_size
+    shown = f'central {crop}×{crop}' if crop else 'whole images'
+    scores = evaluation.scores
+    title = f'{split}: {scores["count"]} examples, {shown}; float, clamped; SSIM per channel, 11×11 Gaussian, valid'
+    return report.table(title, {name: scores[side] for name, side in zip(config.eval.names, ('input', 'output'), strict=True)})
+
+
+def evaluate_workdir(workdir: Path, which: str, output: Path) -> Evaluation:
+    """Scores a checkpoint on the test split: prints the table, writes its numbers and a picture.
+
+    Args:
+      workdir: of the training.
+      which: 'best', 'latest' or a step.
+      output: the JSON file to write.
+
+    Raises:
+      UserError: no such checkpoint, or something wrong with the data.
+    """
+    model = inference.load(workdir, which)
+    records = find_splits(model.config, ['test'])['test']
+    print(f'{workdir}: checkpoint {model.step}, {len(records)} test examples …', flush=True)
+    evaluation = build_evaluator(model.job, model.config, records)(model.variables)
+    print(describe(model.config, 'test', evaluation))
+    if jax.process_index() == 0:
+        report.write_json(output, evaluation.scores)
+        print(f'numbers: {output}')
+        if evaluation.pictures:
+            picture = workdir / 'samples' / 'test.png'
+            images.write_png(picture, report.grid(evaluation.pictures, [*model.config.eval.names, 'target']))
+            print(f'picture: {picture}')
+    return evaluation

@@ -1,0 +1,115 @@
+"""A trained generator, loaded and applied to files."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from p2p_jax.checkpoint import Checkpoints
+from p2p_jax.data import images
+from p2p_jax.job import Job, build_job
+from p2p_jax.lookup import UserError, shortlist
+from p2p_jax.report import duration
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained generator.
+
+    Attributes:
+      config: it was trained with.
+      job: what the configuration means.
+      variables: of the generator; the moving averages where there are any.
+      step: of the checkpoint.
+    """
+
+    config: ml_collections.ConfigDict
+    job: Job
+    variables: Any
+    step: int
+
+
+def load(workdir: Path, which: str) -> Model:
+    """Loads the generator of a training.
+
+    Args:
+      workdir: of the training.
+      which: 'best', 'latest' or a step.
+
+    Raises:
+      UserError: no such checkpoint.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        step = checkpoints.find(which)
+        config = ml_collections.ConfigDict(checkpoints.config(step))
+        job = build_job(config, steps=1)  # nothing is trained: the schedules' length plays no part
+        size = (config.data.crop_size, config.data.crop_size, images.CHANNELS)
+        state = checkpoints.restore(step, jax.eval_shape(lambda: job.create_state(config.seed, size)))
+    finally:
+        checkpoints.close()
+    return Model(config, job, state.evaluated, step)
+
+
+def _plan(source: Path, output: Path) -> list[tuple[Path, Path]]:
+    """Pairs every input file with its output file; finds all that would go wrong before anything is done."""
+    if not source.exists():
+        raise UserError(f'--input={source}: no such file or folder')
+    files = images.find_images(source) if source.is_dir() else [source]
+    if not files:
+        raise UserError(f'--input={source}: no images there ({", ".join(sorted(images.EXTENSIONS))})')
+    root = source if source.is_dir() else source.parent
+    plan: dict[Path, Path] = {}
+    problems = []
+    for path in files:
+        target = output / path.relative_to(root).with_suffix('.png')
+        if target in plan:
+            problems.append(f'{path} and {plan[target]} would both be written to {target}')
+        elif target.exists():
+            problems.append(f'{target} exists and is not overwritten')
+        plan.setdefault(target, path)
+        try:
+            images.image_size(path)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(f'nothing was done, for {len(problems)} reasons:{shortlist(problems)}')
+    return [(path, target) for target, path in plan.items()]
+
+
+def predict(workdir: Path, which: str, source: Path, output: Path) -> int:
+    """Applies a generator to whole 8-bit images and writes PNGs.
+
+    Args:
+      workdir: of the training.
+      which: 'best', 'latest' or a step.
+      source: a file, or a folder whose subfolders are kept.
+      output: folder of the results.
+
+    Returns:
+      The number of images written.
+
+    Raises:
+      UserError: unreadable input, or a result that exists; nothing was written then.
+    """
+    plan = _plan(source, output)
+    model = load(workdir, which)
+    print(f'{workdir}: checkpoint {model.step}; {len(plan)} images', flush=True)
+
+    @jax.jit
+    def apply(variables: Any, image: jax.Array) -> jax.Array:
+        result = model.job.apply(variables, image[None].astype(jnp.float32) / 255)[0]
+        return jnp.round(result * 255).astype(jnp.uint8)
+
+    start = time.monotonic()
+    for done, (path, target) in enumerate(plan, 1):
+        result = apply(model.variables, images.read_image(path))
+        images.write_png(target, np.asarray(result))
+        left = (time.monotonic() - start) / done * (len(plan) - done)
+        print(f'{done}/{len(plan)} | ETA {duration(left)} | {target}', flush=True)
+    return len(plan)

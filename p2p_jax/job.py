@@ -1,0 +1,216 @@
+"""What a configuration means: the row of each table that it chooses, checked and put together."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import linen as nn
+
+from p2p_jax.data.degrade import DEGRADATIONS, Degradation
+from p2p_jax.data.images import CHANNELS
+from p2p_jax.losses import GAN_LOSSES, PIXEL_LOSSES, GanLoss, PixelLoss
+from p2p_jax.lookup import UserError, pick, shortlist
+from p2p_jax.metrics import SSIM_WINDOW
+from p2p_jax.models import DISCRIMINATORS, GENERATORS
+from p2p_jax.models.layers import NORMS, Style
+from p2p_jax.optim import build_optimizer, build_schedule
+from p2p_jax.state import TrainState, create_state
+
+AXIS = 'batch'  # the name of the axis over which the steps are mapped
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+    """The adversarial part of a job.
+
+    Attributes:
+      network: D(condition, image).
+      optimizer: its optimiser.
+      schedule: its learning rate, for the log.
+      loss: the pair of losses.
+      weight: of the generator's adversarial loss.
+      start_step: the step from which D runs.
+    """
+
+    network: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    loss: GanLoss
+    weight: float
+    start_step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is trained, as functions: what differs between two jobs differs here.
+
+    Attributes:
+      generator: G(condition).
+      optimizer: its optimiser.
+      schedule: its learning rate, for the log.
+      adversary: None where the generator trains alone.
+      pixel_losses: name to (loss, weight).
+      degradation: makes the condition from a clean image, or None.
+      value_range: lowest and highest value of the images inside the networks.
+      ema_decay: 0 keeps no averages.
+    """
+
+    generator: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    adversary: Adversary | None
+    pixel_losses: dict[str, tuple[PixelLoss, float]]
+    degradation: Degradation | None
+    value_range: tuple[float, float]
+    ema_decay: float
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The metrics that must be finite, in the order in which a step computes them."""
+        adversarial = ('loss/d_real', 'loss/d_generated', 'grad_norm/discriminator', 'loss/gan')
+        pixel = tuple(f'loss/{name}' for name in self.pixel_losses)
+        return (*(adversarial if self.adversary else ()), *pixel, 'grad_norm/generator')
+
+    def create_state(self, seed: int, size: tuple[int, int, int]) -> TrainState:
+        """Returns the state at step 0; see `state.create_state`."""
+        adversary = (self.adversary.network, self.adversary.optimizer) if self.adversary else None
+        return create_state(seed, size, (self.generator, self.optimizer), adversary, self.ema_decay > 0)
+
+    def to_network(self, image: jax.Array) -> jax.Array:
+        """Maps [0, 1] to the value range."""
+        low, high = self.value_range
+        return image * (high - low) + low
+
+    def from_network(self, image: jax.Array) -> jax.Array:
+        """Maps the value range to [0, 1] and clamps; nothing is rounded."""
+        low, high = self.value_range
+        return jnp.clip((image - low) / (high - low), 0.0, 1.0)
+
+    def images(self, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns condition and target as float32 in [0, 1]; degrades by `key` and the examples' index."""
+        condition, target = (batch[name].astype(jnp.float32) / 255 for name in ('condition', 'target'))
+        if self.degradation:
+            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch['index'])
+            condition = jax.vmap(self.degradation)(condition, keys)
+        return condition, target
+
+    def apply(self, variables: PyTree, condition: jax.Array) -> jax.Array:
+        """Runs the generator as after training: (n, h, w, c) in [0, 1] to the same."""
+        return self.from_network(self.generator.apply(variables, self.to_network(condition), train=False))
+
+
+def _shares(value: Any) -> bool:
+    return 0 <= value < 1
+
+
+# What a key's value must be, where its type alone does not say it.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'seed': (lambda v: 0 <= v < 2**32, 'an integer from 0 to 2³² - 1'),
+    'value_range': (lambda v: len(v) == 2 and v[0] < v[1], 'two numbers, the lower first'),
+    'data.crop_size': (lambda v: v >= 1, 'at least 1'),
+    'data.cache_mb': (lambda v: v >= 0, 'at least 0'),
+    'data.threads': (lambda v: v is None or v >= 0, 'at least 0, or None'),
+    'data.prefetch': (lambda v: v >= 1, 'at least 1'),
+    'gan.weight': (lambda v: v >= 0, 'at least 0'),
+    'gan.start_step': (lambda v: v >= 0, 'at least 0'),
+    'optim.lr': (lambda v: v >= 0, 'at least 0'),
+    'optim.discriminator.lr': (lambda v: v is None or v >= 0, 'at least 0, or None'),
+    'optim.b1': (_shares, 'in [0, 1)'),
+    'optim.b2': (_shares, 'in [0, 1)'),
+    'ema.decay': (_shares, 'in [0, 1)'),
+    'train.batch_size': (lambda v: v >= 1, 'at least 1'),
+    'eval.batch_size': (lambda v: v >= 1, 'at least 1'),
+    'eval.crop_size': (lambda v: v is None or v >= SSIM_WINDOW, f'at least {SSIM_WINDOW} (for SSIM), or None'),
+    'eval.pictures': (lambda v: v >= 0, 'at least 0'),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the values of a configuration that need neither data nor networks.
+
+    Raises:
+      UserError: names every key whose value is out of range, and what was expected.
+    """
+    problems = []
+    for key, (test, expected) in _CHECKS.items():
+        value = config
+        for part in key.split('.'):
+            value = value[part]
+        if not test(value):
+            problems.append(f'{key}={value}: expected {expected}')
+    problems += [f'loss.{n}.weight={t.weight}: expected at least 0' for n, t in config.loss.items() if t.weight < 0]
+    if not config.gan.weight and not any(term.weight for term in config.loss.values()):
+        problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
+    if problems:
+        raise UserError(f'the configuration has {len(problems)} bad values:{shortlist(problems)}')
+
+
+def _build_network(config: ml_collections.ConfigDict, key: str, table: dict[str, type[nn.Module]], **more: Any) -> nn.Module:
+    """Builds the network that `config[key].name` names with the options of the section of that name."""
+    network = pick(table, config[key].name, f'{key}.name')
+    options = config[key][config[key].name].to_dict()
+    norm = options.pop('norm')
+    pick(dict.fromkeys(NORMS, norm), norm, f'{key}.{config[key].name}.norm')
+    style = Style(
+        norm=norm,
+        init_std=options.pop('init_std'),
+        conv_form=config.conv_form,
+        norm_axis=AXIS if config.norm.sync else None,
+        dtype=pick(DTYPES, config.dtype, 'dtype'),
+    )
+    return network(style=style, **options, **more)
+
+
+def _build_adversary(config: ml_collections.ConfigDict, steps: int) -> Adversary | None:
+    if not config.gan.weight:
+        return None
+    network = _build_network(config, 'discriminator', DISCRIMINATORS)
+    loss = pick(GAN_LOSSES, config.gan.mode, 'gan.mode')
+    last = config.discriminator[config.discriminator.name].last_activation
+    if loss.on_logits and last != 'none':
+        raise UserError(
+            f'gan.mode={config.gan.mode!r} works on logits: with discriminator.{config.discriminator.name}.'
+            f'last_activation={last!r} it would be squashed twice. Set that to none, or take gan.mode=lsgan.'
+        )
+    start = config.gan.start_step
+    rate = config.optim.lr if config.optim.discriminator.lr is None else config.optim.discriminator.lr
+    schedule = build_schedule(config.optim.schedule, rate, max(steps - start, 1))
+    optimizer = build_optimizer(schedule, config.optim.b1, config.optim.b2)
+    return Adversary(network, optimizer, schedule, loss, config.gan.weight, start)
+
+
+def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
+    """Puts together what a configuration names.
+
+    Args:
+      config: complete, as `configs/default.py`.
+      steps: length of the training, for the schedules.
+
+    Raises:
+      UserError: an unknown name, or options that contradict each other.
+    """
+    check(config)
+    schedule = build_schedule(config.optim.schedule, config.optim.lr, steps)
+    degradation = None
+    if config.degrade.name != 'none':
+        choices = DEGRADATIONS | {'none': None}
+        build = pick(choices, config.degrade.name, 'degrade.name')
+        degradation = build(**config.degrade[config.degrade.name].to_dict())
+    return Job(
+        generator=_build_network(config, 'generator', GENERATORS, out_channels=CHANNELS),
+        optimizer=build_optimizer(schedule, config.optim.b1, config.optim.b2),
+        schedule=schedule,
+        adversary=_build_adversary(config, steps),
+        pixel_losses={
+            name: (pick(PIXEL_LOSSES, name, 'loss'), term.weight) for name, term in config.loss.items() if term.weight
+        },
+        degradation=degradation,
+        value_range=tuple(config.value_range),
+        ema_decay=config.ema.decay,
+    )

@@ -1,0 +1,162 @@
+"""Paired-image GANs: training and what comes after it.
+
+usage: python -m p2p_jax.main [VERB] --FLAG=VALUE …
+
+verbs:
+  train      (default) trains a configuration; resumes by itself where the workdir holds a training
+  evaluate   scores a checkpoint on the test split
+  predict    applies a checkpoint to images of any size
+
+flags of train:
+  --config=FILE           for example configs/sample.py, which needs no download
+  --config.KEY=VALUE      overrides a key of configs/default.py, for example --config.optim.lr=1e-4
+  --workdir=DIR           of checkpoints, logs, pictures; default runs/<name of the config file>
+
+flags of evaluate:
+  --workdir=DIR           of a training
+  --checkpoint=WHICH      best (default), latest or a step
+  --output=FILE           of the numbers, as JSON; default WORKDIR/test.json
+
+flags of predict:
+  --workdir=DIR, --checkpoint=WHICH
+  --input=FILE_OR_DIR     8-bit images; subfolders are kept
+  --output=DIR            of the results, PNG; nothing is overwritten
+
+examples:
+  python -m p2p_jax.main --config=configs/sample.py --workdir=runs/sample
+  python -m p2p_jax.main evaluate --workdir=runs/sample --output=report.json
+  python -m p2p_jax.main predict --workdir=runs/sample --input=photos --output=denoised
+"""
+
+import difflib
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from p2p_jax.lookup import UserError, pick
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the training.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'best, latest or a step.')
+_INPUT = flags.DEFINE_string('input', None, 'File or folder.')
+_OUTPUT = flags.DEFINE_string('output', None, 'File or folder.')
+
+
+def _train(config: Any) -> None:
+    source = Path(config_flags.get_config_filename(flags.FLAGS['config']))
+    from p2p_jax.train import train
+
+    train(config, Path(_WORKDIR.value or Path('runs') / source.stem))
+
+
+def _evaluate(_: Any) -> None:
+    from p2p_jax.evaluate import evaluate_workdir
+
+    workdir = Path(_WORKDIR.value)
+    evaluate_workdir(workdir, _CHECKPOINT.value or 'best', Path(_OUTPUT.value or workdir / 'test.json'))
+
+
+def _predict(_: Any) -> None:
+    from p2p_jax.inference import predict
+
+    predict(Path(_WORKDIR.value), _CHECKPOINT.value or 'best', Path(_INPUT.value), Path(_OUTPUT.value))
+
+
+# Verb: (what it does, the flags that it needs, the flags that it may have).
+_VERBS = {
+    'train': (_train, ('config',), ('workdir',)),
+    'evaluate': (_evaluate, ('workdir',), ('checkpoint', 'output')),
+    'predict': (_predict, ('workdir', 'input', 'output'), ('checkpoint',)),
+}
+
+
+def _near(name: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f' Did you mean {near[0]!r}?' if near else ''
+
+
+def _known_keys(tree: Any, prefix: str = '') -> list[str]:
+    keys = []
+    for name, value in tree.items():
+        keys += [f'{prefix}{name}']
+        keys += _known_keys(value, f'{prefix}{name}.') if hasattr(value, 'items') else []
+    return keys
+
+
+def _check_config_flags(argv: list[str]) -> None:
+    """Finds an unknown file or key before config_flags does, whose messages are tracebacks."""
+    named = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
+    if not named:
+        if any(a.startswith('--config.') for a in argv):
+            raise UserError('--config.KEY=VALUE needs --config=FILE before it')
+        return
+    file, _, preset = named[-1].partition(':')
+    path = Path(file)
+    if not path.is_file():
+        there = sorted(str(p) for p in Path('configs').glob('*.py'))
+        raise UserError(f'--config={path}: no such file. Available: {", ".join(there)}.{_near(str(path), there)}')
+    config = runpy.run_path(file)['get_config'](*([preset] if preset else []))
+    keys = _known_keys(config)
+    for argument in argv:
+        key = argument.removeprefix('--config.').partition('=')[0]
+        if argument.startswith('--config.') and key not in keys:
+            leaf = [k for k in keys if k.rsplit('.', 1)[-1] == key.rsplit('.', 1)[-1]]
+            hint = _near(key, keys) or (f' Did you mean {leaf[0]!r}?' if leaf else '')
+            raise UserError(f'--config.{key}: no such key.{hint} All keys: configs/default.py')
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; returns what is not a flag."""
+    _check_config_flags(argv)
+    try:
+        return flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+
+
+def _run(argv: list[str]) -> None:
+    verb, *more = _parse(argv) or ['train']
+    act, needed, optional = pick(_VERBS, verb, 'verb')
+    if more:
+        raise UserError(f'{" ".join(more)}: expected one verb and flags; see --help')
+    given = {f.name for f in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]) if f.present}
+    missing = [f'--{name}' for name in needed if name not in given]
+    if missing:
+        raise UserError(f'{verb} needs {" and ".join(missing)}; see --help')
+    for name in sorted(given - {*needed, *optional}):
+        raise UserError(f'{verb} takes no --{name}; see --help')
+    act(_CONFIG.value)
+
+
+def _quiet() -> None:
+    """Keeps the libraries' chatter off the screen; training writes it to train.log."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setLevel(logging.converter.absl_to_standard(logging.ERROR))
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command line; returns the exit code."""
+    if {'-h', '--help', 'help'} & set(argv[1:]):
+        print(__doc__)
+        return 0
+    _quiet()
+    try:
+        _run(argv)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted; the same command resumes from the latest checkpoint', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv))

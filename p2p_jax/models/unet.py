@@ -1,0 +1,85 @@
+"""The strided U-Net of pix2pix (Isola et al. 2017, appendix 6.1)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from p2p_jax.lookup import UserError, pick
+from p2p_jax.models.layers import ACTIVATIONS, Style
+
+# The reference network has dropout in the decoder levels at full width, from the fifth on.
+_FIRST_DROPOUT_LEVEL = 4
+
+
+def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
+    """Reflects (n, h, w, c) at the bottom and the right until both sides are multiples; any size from 1×1."""
+    pads = [(0, -length % multiple) for length in x.shape[1:3]]
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode='reflect')
+
+
+class UNet(nn.Module):
+    """Strided U-Net: `depth` halvings, as many doublings, skips between equal sizes.
+
+    With depth 8, width 64 and batch norm it is the reference's U-Net-256 (54,413,955 parameters).
+
+    Attributes:
+      out_channels: channels of the image that comes out.
+      depth: number of halvings.
+      width: channels after the first; they double with each level, up to eight times the width.
+      dropout: rate in the decoder's levels at full width (from the fifth, the innermost excepted), as the reference.
+      last_activation: key of ACTIVATIONS.
+      residual: give the input minus the network's output; input and output then have the same channels.
+      style: how the layers convolve and normalise.
+    """
+
+    out_channels: int
+    depth: int
+    width: int
+    dropout: float
+    last_activation: str
+    residual: bool
+    style: Style
+
+    @nn.compact
+    def __call__(self, condition: jax.Array, *, train: bool) -> jax.Array:
+        """Maps (n, h, w, c) to (n, h, w, out_channels), float32, in the value range of the images; any h and w.
+
+        Raises:
+          UserError: options that do not go together.
+        """
+        self._check(condition.shape[-1])
+        height, width = condition.shape[1:3]
+        features = [self.width * min(2**level, 8) for level in range(self.depth)]
+        innermost = self.depth - 1
+
+        x = pad_to_multiple(condition, 2**self.depth)
+        skips = []
+        for level in range(self.depth):
+            x = nn.leaky_relu(x, 0.2) if level else x
+            x = self.style.resample(f'down_{level}', 'down', features[level], x, update_spectral=train)
+            if 0 < level < innermost:
+                x = self.style.normalise(f'down_norm_{level}', x, train=train)
+            skips.append(x)
+        for level in range(innermost, 0, -1):
+            x = self.style.resample(f'up_{level}', 'up', features[level - 1], nn.relu(x), update_spectral=train)
+            x = self.style.normalise(f'up_norm_{level}', x, train=train)
+            if self.dropout and _FIRST_DROPOUT_LEVEL <= level < innermost:
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = jnp.concatenate([skips[level - 1], x], axis=-1)
+        x = self.style.resample('up_0', 'up', self.out_channels, nn.relu(x), update_spectral=train, use_bias=True)
+
+        x = pick(ACTIVATIONS, self.last_activation, 'last_activation')(x.astype(jnp.float32))[:, :height, :width]
+        return condition - x if self.residual else x
+
+    def _check(self, channels: int) -> None:
+        if self.depth < 1 or self.width < 1:
+            raise UserError(f'generator.unet: depth={self.depth} and width={self.width}; expected both at least 1')
+        if not 0 <= self.dropout < 1:
+            raise UserError(f'generator.unet.dropout={self.dropout}: expected a rate in [0, 1)')
+        if self.dropout and self.depth <= _FIRST_DROPOUT_LEVEL + 1:
+            raise UserError(
+                f'generator.unet.dropout={self.dropout} has no effect at depth={self.depth}: as in the reference, it '
+                f'belongs to levels that a U-Net has from depth {_FIRST_DROPOUT_LEVEL + 2} on. Set it to 0.'
+            )
+        if self.residual and channels != self.out_channels:
+            raise UserError(f'generator.unet.residual: {channels} channels cannot be added to {self.out_channels}')

@@ -1,0 +1,79 @@
+"""What a person looks at: tables and picture grids."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from p2p_jax.data.pipeline import centre_crop
+
+_LARGEST = 512  # pixels; larger images are shown by their centre
+_GAP = 4
+_CAPTION = 24
+
+
+def table(title: str, rows: dict[str, dict[str, float]]) -> str:
+    """Returns a text table of PSNR and SSIM, with the gain of the last row over the first.
+
+    Args:
+      title: what was scored.
+      rows: name to {'psnr' in dB, 'ssim'}.
+    """
+    first, *_, last = rows.values()
+    width = max(len(name) for name in [*rows, 'gain'])
+    lines = [title, f'  {"":{width}}  PSNR (dB)    SSIM']
+    lines += [f'  {name:{width}}  {row["psnr"]:9.2f}  {row["ssim"]:6.4f}' for name, row in rows.items()]
+    lines += [f'  {"gain":{width}}  {last["psnr"] - first["psnr"]:+9.2f} {last["ssim"] - first["ssim"]:+7.4f}']
+    return '\n'.join(lines)
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> np.ndarray:
+    """Returns one picture with a row for each example and a caption over each column.
+
+    Args:
+      rows: for each example its images, float (h, w, 3) in [0, 1], of equal size within the row.
+      captions: one for each column.
+
+    Returns:
+      uint8 (height, width, 3).
+    """
+    tiles = [
+        [np.rint(centre_crop(image, _LARGEST) * 255).astype(np.uint8) for image in row] for row in rows
+    ]
+    width = max(sum(tile.shape[1] + _GAP for tile in row) for row in tiles) - _GAP
+    height = _CAPTION + sum(row[0].shape[0] + _GAP for row in tiles) - _GAP
+    canvas = Image.new('RGB', (width, height), 'white')
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
+    left = 0
+    for tile, caption in zip(tiles[0], captions, strict=True):
+        draw.text((left + _GAP, 2), caption, fill='black', font=font)
+        left += tile.shape[1] + _GAP
+    top = _CAPTION
+    for row in tiles:
+        left = 0
+        for tile in row:
+            canvas.paste(Image.fromarray(tile), (left, top))
+            left += tile.shape[1] + _GAP
+        top += row[0].shape[0] + _GAP
+    return np.asarray(canvas)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.tmp')
+    temporary.write_text(json.dumps(content, indent=2) + '\n')
+    temporary.replace(path)
+
+
+def duration(seconds: float) -> str:
+    """Returns a length of time as a person writes it: 45s, 3m05s, 2h10m."""
+    total = round(seconds)
+    if total < 60:
+        return f'{total}s'
+    if total < 3600:
+        return f'{total // 60}m{total % 60:02}s'
+    return f'{total // 3600}h{total % 3600 // 60:02}m'

@@ -1,0 +1,95 @@
+"""The training state: one struct for every job."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class NetworkState:
+    """One network in training: parameters, batch statistics ({} without), optimiser state."""
+
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What `apply` takes."""
+        return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+@flax.struct.dataclass
+class Fault:
+    """The first non-finite term: the step (a count of updates) that met it and its place in the job's list, or -1."""
+
+    step: jax.Array
+    term: jax.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training carries from step to step.
+
+    Attributes:
+      step: int32, generator updates so far.
+      batch: int32, batches consumed so far, which is the number of the next one.
+      key: root of all randomness on the device.
+      generator: the generator.
+      discriminator: None where the generator trains alone.
+      ema: moving averages of the generator's params and batch_stats, or None.
+      fault: the first non-finite loss or gradient.
+    """
+
+    step: jax.Array
+    batch: jax.Array
+    key: jax.Array
+    generator: NetworkState
+    discriminator: NetworkState | None
+    ema: dict[str, PyTree] | None
+    fault: Fault
+
+    @property
+    def evaluated(self) -> dict[str, PyTree]:
+        """The generator's variables to evaluate and apply: the averages where there are any."""
+        return self.generator.variables if self.ema is None else self.ema
+
+
+def _init(
+    network: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, *images: jax.Array
+) -> NetworkState:
+    variables = network.init({'params': key}, *images, train=False)
+    params = variables['params']
+    return NetworkState(params, variables.get('batch_stats', {}), optimizer.init(params))
+
+
+def create_state(
+    seed: int,
+    size: tuple[int, int, int],
+    generator: tuple[nn.Module, optax.GradientTransformation],
+    discriminator: tuple[nn.Module, optax.GradientTransformation] | None,
+    with_ema: bool,
+) -> TrainState:
+    """Returns the state at step 0; a pure function, so `jax.eval_shape` gives its shapes.
+
+    Args:
+      seed: of the initial parameters and of all that the device draws.
+      size: (height, width, channels) of a training image.
+      generator: the network and its optimiser.
+      discriminator: likewise, or None.
+      with_ema: whether averages are kept.
+    """
+    key, generator_key, discriminator_key = jax.random.split(jax.random.key(seed), 3)
+    image = jnp.zeros((1, *size))
+    g = _init(*generator, generator_key, image)
+    d = _init(*discriminator, discriminator_key, image, image) if discriminator else None
+    # jnp.copy, for a donated buffer must not be in the state twice.
+    ema = jax.tree.map(jnp.copy, g.variables) if with_ema else None
+    fault = Fault(jnp.int32(-1), jnp.int32(-1))
+    return TrainState(jnp.int32(0), jnp.int32(0), key, g, d, ema, fault)

@@ -1,0 +1,350 @@
+"""Training: find the data, build or restore the state, loop, report."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import ml_collections
+import numpy as np
+from clu import parameter_overview
+
+from p2p_jax import report
+from p2p_jax.checkpoint import Checkpoints, replicate
+from p2p_jax.data import images
+from p2p_jax.data.pipeline import Shard, TrainData, split_over_devices
+from p2p_jax.data.records import Record, Splits
+from p2p_jax.evaluate import build_evaluator, describe, evaluate_workdir, find_splits
+from p2p_jax.job import AXIS, Job, build_job, check
+from p2p_jax.lookup import UserError, shortlist
+from p2p_jax.state import TrainState
+from p2p_jax.steps import train_step
+
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
+
+# Steps that may wait on the device: enough that it never starves, few enough that batches do not pile up there.
+# Several forced CPU devices deadlock when many collectives are queued, which this prevents as well.
+_IN_FLIGHT = 16
+
+# A resumed training must not change these: the networks, or the data that scores were measured on.
+_FIXED = ('generator', 'discriminator', 'value_range', 'seed', 'data.layout', 'data.split', 'data.split_seed')
+_FIXED_SWITCHES = ('gan.weight', 'ema.decay')  # zero or not decides what the state holds
+
+
+def length_in_steps(section: ml_collections.ConfigDict, prefix: str, steps_per_epoch: int) -> int:
+    """Returns a length that a section of the configuration gives in steps, or in epochs where that key is set.
+
+    Args:
+      section: holds `<prefix>steps` and `<prefix>epochs`.
+      prefix: '' or 'every_'.
+      steps_per_epoch: generator updates an epoch.
+
+    Raises:
+      UserError: a length below 1.
+    """
+    epochs = section[f'{prefix}epochs']
+    steps = section[f'{prefix}steps'] if epochs is None else epochs * steps_per_epoch
+    if steps < 1:
+        raise UserError(f'a length of {steps} steps ({prefix}steps, {prefix}epochs): expected at least 1')
+    return steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """All lengths of a training in steps: its total, and the intervals of logging, evaluation and checkpoints."""
+
+    total: int
+    log: int
+    evaluate: int
+    save: int
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict, examples: int) -> 'Lengths':
+        """Converts the lengths of a configuration for a training set of so many examples."""
+        per_epoch = math.ceil(examples / config.train.batch_size)
+        return cls(
+            length_in_steps(config.train, '', per_epoch),
+            length_in_steps(config.log, 'every_', per_epoch),
+            length_in_steps(config.eval, 'every_', per_epoch),
+            length_in_steps(config.checkpoint, 'every_', per_epoch),
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+    return flat
+
+
+def check_resume(stored: dict[str, Any], given: dict[str, Any], workdir: Path) -> list[str]:
+    """Compares the configuration in a checkpoint with the given one.
+
+    Returns:
+      The harmless differences, a line each.
+
+    Raises:
+      UserError: the state in `workdir` does not fit the given configuration; lists the keys that differ.
+    """
+    old, new = _flatten(stored), _flatten(json.loads(json.dumps(given)))
+    differing = [key for key in sorted(old.keys() & new.keys()) if old[key] != new[key]]
+    fatal = [key for key in differing if any(f'{key}.'.startswith(f'{fixed}.') for fixed in _FIXED)]
+    fatal += [key for key in differing if key in _FIXED_SWITCHES and bool(old[key]) != bool(new[key])]
+    lines = {key: f'{key}: {old[key]!r} there, {new[key]!r} given' for key in differing}
+    if fatal:
+        raise UserError(
+            f'{workdir} holds a training whose configuration contradicts the given one (nothing was touched):'
+            f'{shortlist([lines[key] for key in fatal])}\nGive another --workdir, or the same values.'
+        )
+    return list(lines.values())
+
+
+def _check_batch(config: ml_collections.ConfigDict) -> None:
+    devices = jax.device_count()
+    if config.train.batch_size % devices:
+        raise UserError(
+            f'train.batch_size={config.train.batch_size} does not divide by the {devices} devices. '
+            f'Take {-(-config.train.batch_size // devices) * devices}, or fewer devices.'
+        )
+
+
+def _say(line: str) -> None:
+    """Prints for people, from one process only, at once also where the output is a file."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the progress line says: where training stands, how fast it is, when it will end."""
+
+    first: int
+    total: int
+    batch_size: int
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    marked: float = dataclasses.field(default_factory=time.monotonic)
+    last_score: str = ''
+
+    def rate(self, steps: int) -> float:
+        """Returns images a second over the steps since the last call."""
+        now = time.monotonic()
+        seconds, self.marked = now - self.marked, now
+        return steps * self.batch_size / seconds
+
+    def line(self, step: int, means: dict[str, float]) -> str:
+        """Returns the line for a step."""
+        left = (time.monotonic() - self.started) / max(step - self.first, 1) * (self.total - step)
+        losses = ' '.join(f'{k.removeprefix("loss/")} {v:.4g}' for k, v in means.items() if k.startswith('loss/'))
+        parts = [
+            f'step {step}/{self.total} ({step / self.total:.0%})',
+            f'ETA {report.duration(left)}',
+            f'{means["images_per_second"]:.1f} images/s',
+            losses,
+            self.last_score,
+        ]
+        return ' | '.join(part for part in parts if part)
+
+
+@dataclasses.dataclass
+class Run:
+    """A training that is ready to go."""
+
+    config: ml_collections.ConfigDict
+    job: Job
+    lengths: Lengths
+    data: TrainData
+    evaluator: Callable[[Any], Any]
+    checkpoints: Checkpoints
+    writer: 'MetricWriter'
+    workdir: Path
+
+    def raise_on_fault(self, state: TrainState) -> None:
+        """Waits for the state; raises a UserError if a loss or gradient was not finite."""
+        fault = jax.device_get(state.fault)
+        if fault.step >= 0:
+            last = self.checkpoints.latest()
+            good = f'the last good checkpoint is that of step {last}' if last is not None else 'no checkpoint exists'
+            raise UserError(
+                f'step {fault.step}: {self.job.terms[fault.term]} became NaN or infinite first; '
+                f'{good} in {self.checkpoints.folder}. Nothing later was saved. A lower optim.lr may help.'
+            )
+
+    def log(self, progress: Progress, step: int, recent: list[dict[str, jax.Array]]) -> None:
+        """Writes the means of the metrics since the last log and prints the progress line."""
+        values = jax.device_get(recent)
+        means = {name: float(np.mean([metrics[name] for metrics in values])) for name in values[-1]}
+        means['images_per_second'] = progress.rate(len(recent))
+        self.writer.write_scalars(step, means)
+        _say(progress.line(step, means))
+
+    def validate(self, progress: Progress, step: int, state: TrainState) -> None:
+        """Scores the state on the validation split, shows pictures, saves it with its score."""
+        self.raise_on_fault(state)
+        evaluation = self.evaluator(state.evaluated)
+        scores = evaluation.scores
+        psnr = scores['output']['psnr']
+        if not math.isfinite(psnr):
+            raise UserError(f'step {step}: the validation PSNR is {psnr}; not saved. A lower optim.lr may help.')
+        named = {f'val/{m}': scores['output'][m] for m in ('psnr', 'ssim')}
+        named |= {f'val/input_{m}': scores['input'][m] for m in ('psnr', 'ssim')}
+        self.writer.write_scalars(step, named)
+        if evaluation.pictures and jax.process_index() == 0:
+            picture = report.grid(evaluation.pictures, [*self.config.eval.names, 'target'])
+            self.writer.write_images(step, {'val': picture[None]})
+            images.write_png(self.workdir / 'samples' / f'{step:07}.png', picture)
+        _say(describe(self.config, f'validation at step {step}', evaluation))
+        progress.last_score = f'val {psnr:.2f} dB'
+        self.save(step, state, psnr)
+
+    def save(self, step: int, state: TrainState, psnr: float | None = None) -> None:
+        """Saves a state that is known to be finite; the log reaches the disk before it."""
+        self.raise_on_fault(state)
+        self.writer.flush()
+        self.checkpoints.save(state, step, self.config.to_dict(), psnr)
+
+    def loop(self, state: TrainState) -> None:
+        """Trains to the end. Nothing in here waits for the device but at the intervals."""
+        steps = {
+            adversarial: jax.pmap(
+                functools.partial(train_step, self.job, adversarial),
+                axis_name=AXIS,
+                in_axes=(None, 0),
+                out_axes=(None, None),
+                donate_argnums=0,
+            )
+            for adversarial in (False, True)
+        }
+        start_step = self.job.adversary.start_step if self.job.adversary else math.inf
+        first, lengths = int(state.step), self.lengths
+        progress = Progress(first, lengths.total, self.config.train.batch_size)
+        recent: list[dict[str, jax.Array]] = []
+        in_flight: collections.deque[jax.Array] = collections.deque()
+        batches = self.data.batches(int(state.batch), lengths.total - first)
+        for step, batch in enumerate(batches, first + 1):
+            local = split_over_devices(batch, jax.local_device_count())
+            state, metrics = steps[step > start_step](state, local)
+            recent.append(metrics)
+            in_flight.append(metrics['grad_norm/generator'])
+            if len(in_flight) > _IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+            if step == first + 1:
+                in_flight[-1].block_until_ready()
+                _say(f'first step after {report.duration(time.monotonic() - progress.started)}, compilation included')
+                progress.started = progress.marked = time.monotonic()
+                progress.first = step
+            if step % lengths.log == 0 or step == lengths.total:
+                self.log(progress, step, recent)
+                recent = []
+                self.raise_on_fault(state)
+            if step % lengths.evaluate == 0 or step == lengths.total:
+                self.validate(progress, step, state)
+                progress.marked = time.monotonic()
+            elif step % lengths.save == 0:
+                self.save(step, state)
+
+
+def _log_to_file(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Sends the log, CLU's and Orbax's included, to `train.log` while the context lasts; warnings also to the screen."""
+    handler = logging.FileHandler(workdir / 'train.log')
+    handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
+    logger = logging.getLogger('absl')
+    stack = contextlib.ExitStack()
+    logger.addHandler(handler)
+    stack.callback(handler.close)
+    stack.callback(logger.removeHandler, handler)
+    return stack
+
+
+def _cut_back(path: Path, step: int) -> None:
+    """Drops the lines after a step from metrics.jsonl, which the resumed training writes again."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step]
+        temporary = path.with_suffix('.tmp')
+        temporary.write_text(''.join(kept))
+        temporary.replace(path)
+
+
+def _count(records: list[Record]) -> str:
+    scenes = len({record.scene for record in records})
+    return f'{len(records)} examples of {scenes} scenes'
+
+
+def _initial_state(
+    job: Job, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path
+) -> TrainState:
+    """Restores the latest checkpoint, or builds the state at step 0."""
+    size = (config.data.crop_size, config.data.crop_size, images.CHANNELS)
+    create = functools.partial(job.create_state, config.seed, size)
+    step = checkpoints.latest()
+    if step is None:
+        return replicate(jax.jit(create)())
+    for line in check_resume(checkpoints.config(step), config.to_dict(), workdir):
+        _say(f'changed since the checkpoint: {line}')
+    _say(f'{workdir}: resuming at step {step}')
+    return checkpoints.restore(step, jax.eval_shape(create))
+
+
+def _data(config: ml_collections.ConfigDict, splits: Splits) -> TrainData:
+    threads = config.data.threads if config.data.threads is not None else os.cpu_count()
+    return TrainData(
+        splits['train'],
+        batch_size=config.train.batch_size,
+        crop_size=config.data.crop_size,
+        flip=config.data.flip,
+        rotate=config.data.rotate,
+        seed=config.seed,
+        cache_mb=config.data.cache_mb,
+        threads=threads or 1,
+        prefetch=config.data.prefetch,
+        shard=Shard(jax.process_index(), jax.process_count()),
+    )
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Trains what a configuration says, resuming where `workdir` holds a training, and scores the test split.
+
+    Args:
+      config: complete and locked.
+      workdir: receives checkpoints, logs, pictures and `test.json`.
+
+    Raises:
+      UserError: bad configuration or data, before anything is computed; a loss that is not finite.
+    """
+    check(config)
+    _check_batch(config)
+    splits = find_splits(config, ('train', 'val', 'test'))
+    _say('data: ' + '; '.join(f'{name} {_count(records)}' for name, records in splits.items()))
+    lengths = Lengths.of(config, len(splits['train']))
+    job = build_job(config, lengths.total)
+    size = (config.data.crop_size, config.data.crop_size, images.CHANNELS)
+    jax.eval_shape(lambda: job.create_state(config.seed, size))  # raises where options do not go together
+
+    checkpoints = Checkpoints(workdir)
+    with contextlib.closing(checkpoints):
+        state = _initial_state(job, config, checkpoints, workdir)
+        if int(state.step) < lengths.total:
+            # After the checks, for it imports TensorFlow.
+            from p2p_jax.writers import build_writer
+
+            if jax.process_index() == 0:
+                report.write_json(workdir / 'config.json', config.to_dict())
+                _cut_back(workdir / 'metrics.jsonl', int(state.step))
+            with _log_to_file(workdir), contextlib.closing(build_writer(workdir)) as writer:
+                overview = parameter_overview.get_parameter_overview(state.generator.params, include_stats=False)
+                writer.write_texts(int(state.step), {'generator': f'```\n{overview}\n```'})
+                _say(f'training on {jax.device_count()} {jax.default_backend()} devices; compiling the step …')
+                evaluator = build_evaluator(job, config, splits['val'])
+                run = Run(config, job, lengths, _data(config, splits), evaluator, checkpoints, writer, workdir)
+                run.loop(state)
+    evaluate_workdir(workdir, 'best', workdir / 'test.json')

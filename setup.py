@@ -1,0 +1,44 @@
+"""Installs p2p_jax: pip install -c constraints.txt -e '.[test]', with cuda, rocm or tpu for an accelerator."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = re.search(r"__version__ = '(.+)'", Path(__file__).with_name('p2p_jax').joinpath('__init__.py').read_text())
+
+setup(
+    name='p2p_jax',
+    version=VERSION[1],
+    description='Paired-image GANs in JAX and Flax',
+    license='Apache-2.0',
+    python_requires='>=3.11,<3.14',
+    packages=find_packages(include=['p2p_jax', 'p2p_jax.*']),
+    install_requires=[
+        'absl-py',
+        'clu',
+        'dm_pix',
+        'flax',
+        'grain',
+        'jax>=0.10',
+        'ml_collections',
+        'numpy',
+        'optax',
+        'orbax-checkpoint',
+        'pillow',
+        # The photographs of the sample set are inside these two.
+        'scikit-image',
+        'scikit-learn',
+        # CLU's writers need TensorFlow and, since it no longer brings it, TensorBoard.
+        'tensorboard',
+        'tensorflow-cpu; sys_platform != "darwin"',
+        'tensorflow; sys_platform == "darwin"',
+        'tensorflow-datasets',
+    ],
+    extras_require={
+        'cuda': ['jax[cuda12]'],
+        'rocm': ['jax[rocm7-local]'],
+        'tpu': ['jax[tpu]'],
+        'test': ['mypy', 'pytest', 'ruff'],
+    },
+)

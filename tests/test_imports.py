@@ -1,0 +1,106 @@
+"""The rooms of the package: who may import whom, and what must stay out of where."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each may import those above it. A package's own name stands for its __init__.
+ORDER = [
+    'p2p_jax',
+    'p2p_jax.lookup',
+    'p2p_jax.data.images',
+    'p2p_jax.data.records',
+    'p2p_jax.data.degrade',
+    'p2p_jax.data.sample',
+    'p2p_jax.data.pipeline',
+    'p2p_jax.data',
+    'p2p_jax.models.layers',
+    'p2p_jax.models.unet',
+    'p2p_jax.models.patchgan',
+    'p2p_jax.models',
+    'p2p_jax.losses',
+    'p2p_jax.metrics',
+    'p2p_jax.optim',
+    'p2p_jax.state',
+    'p2p_jax.job',
+    'p2p_jax.steps',
+    'p2p_jax.checkpoint',
+    'p2p_jax.report',
+    'p2p_jax.inference',
+    'p2p_jax.evaluate',
+    'p2p_jax.writers',
+    'p2p_jax.train',
+    'p2p_jax.main',
+]
+# Room: what none of its modules may import.
+FORBIDDEN = {
+    'p2p_jax.lookup': {'jax', 'flax', 'numpy', 'tensorflow', 'ml_collections'},
+    'p2p_jax.data': {'flax', 'tensorflow', 'ml_collections', 'absl'},
+    'p2p_jax.models': {'tensorflow', 'ml_collections', 'absl'},
+    'p2p_jax.steps': {'tensorflow', 'absl', 'orbax', 'pathlib'},
+    'configs': {'p2p_jax', 'jax', 'flax', 'tensorflow', 'numpy'},
+}
+
+
+def modules(package: str) -> dict[str, Path]:
+    return {
+        '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
+        for path in (ROOT / package).rglob('*.py')
+    }
+
+
+def imported(path: Path) -> set[str]:
+    """All modules that a file imports, also inside functions; `from package import module` counts as the module."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: relative import'
+            for alias in node.names:
+                full = f'{node.module}.{alias.name}'
+                names.add(full if full in ORDER else str(node.module))
+    return names
+
+
+def test_every_module_has_a_place_in_the_order():
+    assert set(modules('p2p_jax')) == set(ORDER)
+
+
+@pytest.mark.parametrize('module', ORDER)
+def test_no_arrow_points_up(module):
+    inside = {name for name in imported(modules('p2p_jax')[module]) if name.split('.')[0] == 'p2p_jax'}
+    above = set(ORDER[: ORDER.index(module)])
+    assert inside <= above, f'{module} imports {sorted(inside - above)}, which are not above it'
+
+
+@pytest.mark.parametrize('room', FORBIDDEN)
+def test_rooms_keep_libraries_out(room):
+    everything = modules('p2p_jax') | modules('configs')
+    members = [path for name, path in everything.items() if name == room or name.startswith(f'{room}.')]
+    assert members
+    for path in members:
+        tops = {name.split('.')[0] for name in imported(path)}
+        assert not tops & FORBIDDEN[room], path
+
+
+def test_help_is_quick_and_light():
+    code = (
+        'import sys; from p2p_jax import main; code = main.main(["p2p_jax", "--help"]);'
+        'heavy = {"jax", "flax", "tensorflow", "orbax"} & set(sys.modules); assert not heavy, heavy; sys.exit(code)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for verb in ('train', 'evaluate', 'predict'):
+        assert f'\n  {verb} ' in done.stdout
+
+
+def test_evaluation_and_prediction_do_without_tensorflow():
+    code = 'import sys; import p2p_jax.evaluate, p2p_jax.inference; assert "tensorflow" not in sys.modules'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,153 @@
+"""The command line as a user meets it, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2p_jax.data.images import image_size, write_png
+from tests.conftest import picture, write_pairs
+from tests.data.test_records import make_sidd
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    '--config.data.crop_size=16',
+    '--config.generator.unet.depth=2',
+    '--config.generator.unet.width=8',
+    '--config.generator.unet.dropout=0.0',
+    '--config.discriminator.patchgan.strided=1',
+    '--config.discriminator.patchgan.width=8',
+    '--config.train.epochs=None',
+    '--config.train.steps=2',
+    '--config.train.batch_size=2',
+]
+
+
+def run(*arguments, cwd=ROOT, expect=0):
+    """Runs the command line; returns what it printed. Errors must be errors, not tracebacks."""
+    env = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+    done = subprocess.run(
+        [sys.executable, '-m', 'p2p_jax.main', *map(str, arguments)],
+        cwd=cwd, env=env, capture_output=True, text=True, timeout=300,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+    if expect:
+        assert done.stderr.startswith('error: '), done.stderr
+        return done.stderr
+    assert not done.stderr, 'libraries chatter on the screen'
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def session(tmp_path_factory):
+    """A training on the user's own pairs without a split, by the command line."""
+    root = tmp_path_factory.mktemp('session')
+    write_pairs(root / 'pairs', 10)
+    out = run(
+        '--config=configs/pairs.py', f'--config.data.dir={root / "pairs"}', f'--workdir={root / "run"}', *SMALL
+    )
+    return root, out
+
+
+def test_train_prints_the_table(session):
+    root, out = session
+    assert 'train 6 examples of 6 scenes; val 2 examples of 2 scenes; test 2 examples of 2 scenes' in out
+    table = out[out.index('test: 2 examples') :].splitlines()
+    scores = json.loads((root / 'run' / 'test.json').read_text())
+    for line, side in zip(table[2:4], ('input', 'output'), strict=True):
+        assert line.split() == [side, f'{scores[side]["psnr"]:.2f}', f'{scores[side]["ssim"]:.4f}']
+
+
+def test_the_same_command_resumes(session):
+    root, _ = session
+    again = [a for a in SMALL if 'train.steps' not in a] + ['--config.train.steps=3']
+    out = run('train', '--config=configs/pairs.py', f'--config.data.dir={root / "pairs"}', f'--workdir={root / "run"}', *again)
+    assert 'resuming at step 2' in out
+    assert 'changed since the checkpoint: train.steps: 2 there, 3 given' in out
+    assert 'step 3/3' in out
+
+
+def test_evaluate_writes_the_same_form(session):
+    root, _ = session
+    out = run('evaluate', f'--workdir={root / "run"}', f'--output={root / "report.json"}')
+    assert 'test: 2 examples, whole images' in out
+    report = json.loads((root / 'report.json').read_text())
+    assert {side: set(report[side]) for side in ('input', 'output')} == dict.fromkeys(('input', 'output'), {'psnr', 'ssim'})
+    assert report['count'] == 2
+
+
+def test_predict_writes_whole_images_and_refuses_to_overwrite(session, tmp_path):
+    root, _ = session
+    for name, size in (('a.png', (33, 57)), ('deep/b.jpg', (16, 9))):
+        write_png(tmp_path / 'in' / name, picture(0, *size))
+    arguments = ('predict', f'--workdir={root / "run"}', f'--input={tmp_path / "in"}', f'--output={tmp_path / "out"}')
+    assert '2/2 | ETA 0s' in run(*arguments)
+    assert image_size(tmp_path / 'out' / 'a.png') == (33, 57)
+    assert image_size(tmp_path / 'out' / 'deep' / 'b.png') == (16, 9)
+    stamp = (tmp_path / 'out' / 'a.png').stat().st_mtime_ns
+    message = run(*arguments, expect=2)
+    assert 'a.png exists and is not overwritten' in message and 'b.png exists' in message
+    assert (tmp_path / 'out' / 'a.png').stat().st_mtime_ns == stamp
+    run('predict', f'--workdir={root / "run"}', f'--input={tmp_path / "in" / "a.png"}', f'--output={tmp_path / "one"}')
+    assert [path.name for path in (tmp_path / 'one').iterdir()] == ['a.png']
+
+
+def test_predict_finds_bad_input_before_it_works(session, tmp_path):
+    root, _ = session
+    (tmp_path / 'in').mkdir()
+    arguments = ('predict', f'--workdir={root / "run"}', f'--input={tmp_path / "in"}', f'--output={tmp_path / "out"}')
+    assert 'no images there' in run(*arguments, expect=2)
+    write_png(tmp_path / 'in' / 'a.png', picture(0))
+    (tmp_path / 'in' / 'a.jpg').write_text('broken')
+    message = run(*arguments, expect=2)
+    assert 'a.jpg: not a readable image' in message and 'would both be written to' in message
+    assert not (tmp_path / 'out').exists()
+
+
+def test_sidd_without_data_says_all_at_once(tmp_path):
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    message = run('--config=configs/sidd.py', cwd=tmp_path, expect=2)
+    for part in ('data/SIDD_Medium_Srgb', 'Where to get it', 'data.layout=sidd', 'GT}_SRGB', '--config=configs/sample.py'):
+        assert part in message
+    assert [path.name for path in tmp_path.iterdir()] == ['configs']
+
+
+def test_sidd_trains_from_its_published_folders(tmp_path):
+    root = make_sidd(tmp_path / 'SIDD_Medium_Srgb')
+    small = [a for a in SMALL if 'dropout' not in a]
+    out = run('--config=configs/sidd.py', f'--config.data.dir={root}', f'--workdir={tmp_path / "run"}', *small)
+    assert 'central 1024×1024' in out and 'denoised' in out
+
+
+def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
+    write_pairs(tmp_path / 'pairs', 10)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    run('--config=configs/pairs.py', '--config.data.dir=pairs', *SMALL, cwd=tmp_path)
+    assert (tmp_path / 'runs' / 'pairs' / 'test.json').is_file()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--config=configs/sampel.py'], "no such file. Available: .*Did you mean 'configs/sample.py'"),
+        (['--config=configs/sample.py', '--config.optm.lr=1'], "--config.optm.lr: no such key. Did you mean 'optim.lr'"),
+        (['--config=configs/sample.py', '--config.lr=1'], "--config.lr: no such key. Did you mean 'optim.lr'"),
+        (['--config=configs/sample.py', '--config.optim.lr=fast'], 'could not convert string to float'),
+        (['--config.optim.lr=1'], 'needs --config=FILE'),
+        (['trian', '--config=configs/sample.py'], "verb='trian' is unknown. Available: evaluate, predict, train"),
+        ([], 'train needs --config'),
+        (['predict', '--workdir=x'], 'predict needs --input and --output'),
+        (['evaluate', '--workdir=/none'], '/none: no checkpoints there'),
+        (['evaluate', '--workdir=x', '--input=y'], 'evaluate takes no --input'),
+        (['train', 'now', '--config=configs/sample.py'], 'expected one verb'),
+        (['--cofnig=x'], "Unknown command line flag 'cofnig'"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, message):
+    import re
+
+    assert re.search(message, run(*arguments, expect=2))

@@ -1,0 +1,258 @@
+"""Training from end to end on made-up pairs; the command line is in test_main."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from p2p_jax import inference
+from p2p_jax.checkpoint import FOLDER, Checkpoints
+from p2p_jax.data.images import image_size, read_image
+from p2p_jax.evaluate import build_evaluator, evaluate_workdir, find_splits
+from p2p_jax.job import build_job, check
+from p2p_jax.lookup import UserError
+from p2p_jax.train import Progress, check_resume, length_in_steps, train
+from tests.conftest import small_config
+
+
+def restore(workdir, config, step):
+    checkpoints = Checkpoints(workdir, read_only=True)
+    job = build_job(config, 10)
+    size = (config.data.crop_size, config.data.crop_size, 3)
+    state = checkpoints.restore(step, jax.eval_shape(lambda: job.create_state(config.seed, size)))
+    checkpoints.close()
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+def read_log(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A training of eight steps: its workdir and configuration."""
+    from tests.conftest import write_pairs
+
+    root = tmp_path_factory.mktemp('trained')
+    for seed, split in ((0, 'train'), (100, 'val'), (200, 'test')):
+        write_pairs(root / 'pairs' / split, 6, seed)
+    config = small_config(root / 'pairs')
+    config.ema.decay = 0.9
+    train(config, root / 'run')
+    return root / 'run', config
+
+
+def test_leaves_what_the_readme_promises(trained):
+    workdir, _ = trained
+    content = json.loads((workdir / 'test.json').read_text())
+    assert set(content) == {'input', 'output', 'count'}
+    assert content['count'] == 6
+    for side in ('input', 'output'):
+        assert set(content[side]) == {'psnr', 'ssim'}
+    assert {path.name for path in (workdir / 'samples').iterdir()} == {'0000004.png', '0000008.png', 'test.png'}
+    assert read_image(workdir / 'samples' / 'test.png').shape[1] == 3 * 40 + 2 * 4
+    assert json.loads((workdir / 'config.json').read_text())['train']['steps'] == 8
+    assert list(workdir.glob('events.out.tfevents.*'))
+    assert 'loss/l1' in (workdir / 'train.log').read_text()
+
+
+def test_logs_all_that_was_promised(trained):
+    lines = read_log(trained[0])
+    training = [line for line in lines if 'loss/l1' in line]
+    assert [line['step'] for line in training] == [2, 4, 6, 8]
+    names = {'loss/l1', 'loss/gan', 'loss/d_real', 'loss/d_generated', 'd/real', 'd/generated', 'images_per_second'}
+    names |= {f'{kind}/{network}' for kind in ('grad_norm', 'lr') for network in ('generator', 'discriminator')}
+    assert names | {'step', 'time'} == set(training[0])
+    validation = [line for line in lines if 'val/psnr' in line]
+    assert [line['step'] for line in validation] == [4, 8]
+    assert {'val/psnr', 'val/ssim', 'val/input_psnr', 'val/input_ssim'} < set(validation[0])
+
+
+def test_test_json_is_the_evaluation_of_the_best_checkpoint(trained, tmp_path):
+    workdir, _ = trained
+    scores = evaluate_workdir(workdir, 'best', tmp_path / 'again.json').scores
+    assert json.loads((workdir / 'test.json').read_text()) == scores == json.loads((tmp_path / 'again.json').read_text())
+
+
+def test_evaluates_the_averages_and_degrades_nothing_at_rest(trained):
+    workdir, config = trained
+    state = restore(workdir, config, 8)
+    model = inference.load(workdir, '8')
+    for a, b in zip(jax.tree.leaves(model.variables), jax.tree.leaves(state.ema), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_results_do_not_depend_on_the_batch_size(pairs):
+    config = small_config(pairs)
+    config.degrade.name = 'poisson_gaussian'
+    job = build_job(config, 1)
+    records = find_splits(config, ['test'])['test']
+    variables = jax.jit(lambda: job.create_state(0, (16, 16, 3)))().evaluated
+    outcomes = []
+    for batch_size in (1, 2, 3, 8):  # made a multiple of the two devices
+        config.eval.batch_size = batch_size
+        outcomes.append(build_evaluator(job, config, records)(variables).scores)
+    for scores in outcomes:
+        assert scores['count'] == 4
+        for side in ('input', 'output'):
+            assert scores[side] == pytest.approx(outcomes[0][side], abs=1e-4)
+
+
+def test_scores_are_means_over_examples_of_what_predict_would_give(trained):
+    """The validation PSNR, computed anew in numpy from single whole images."""
+    workdir, config = trained
+    model = inference.load(workdir, 'latest')
+    values = []
+    for record in find_splits(config, ['val'])['val']:
+        condition, target = (read_image(path) / np.float32(255) for path in (record.input, record.target))
+        output = np.asarray(model.job.apply(model.variables, condition[None]))[0]
+        values.append(-10 * np.log10(np.mean((np.float64(output) - target) ** 2)))
+    assert [line for line in read_log(workdir) if 'val/psnr' in line][-1]['val/psnr'] == pytest.approx(
+        np.mean(values), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'ema.decay': 0.9, 'generator.unet.norm': 'batch', 'discriminator.patchgan.norm': 'spectral'},
+        {'gan.weight': 0.0, 'degrade.name': 'poisson_gaussian'},
+        {'gan.start_step': 3, 'generator.unet.depth': 6, 'generator.unet.width': 4, 'generator.unet.dropout': 0.5},
+    ],
+    ids=['gan', 'generator alone', 'late gan with dropout'],
+)
+def test_n_and_n_steps_equal_2n_bit_for_bit(config, tmp_path, changes):
+    config.update_from_flattened_dict(changes)
+    train(config, tmp_path / 'whole')
+    config.train.steps = 4
+    train(config, tmp_path / 'parts')
+    config.train.steps = 8
+    train(config, tmp_path / 'parts')
+    whole, parts = (restore(tmp_path / name, config, 8) for name in ('whole', 'parts'))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+    for name in ('whole', 'parts'):
+        assert sorted({line['step'] for line in read_log(tmp_path / name)}) == [2, 4, 6, 8]
+
+
+def test_resumes_from_between_evaluations_after_a_loss_of_the_last_checkpoint(config, tmp_path, capsys):
+    train(config, tmp_path / 'run')
+    before = restore(tmp_path / 'run', config, 8)
+    shutil.rmtree(tmp_path / 'run' / FOLDER / '8')
+    train(config, tmp_path / 'run')
+    assert 'resuming at step 6' in capsys.readouterr().out
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(restore(tmp_path / 'run', config, 8)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [line['step'] for line in read_log(tmp_path / 'run') if 'loss/l1' in line] == [2, 4, 6, 8]
+
+
+def test_a_finished_training_is_not_trained_again(trained, capsys):
+    workdir, config = trained
+    log = (workdir / 'metrics.jsonl').read_text()
+    train(config, workdir)
+    out = capsys.readouterr().out
+    assert 'resuming at step 8' in out and 'test: 6 examples' in out and 'step 8/8' not in out
+    assert (workdir / 'metrics.jsonl').read_text() == log
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('generator.unet.width', 16), ('discriminator.patchgan.strided', 2), ('ema.decay', 0.0), ('gan.weight', 0.0)],
+)
+def test_a_workdir_of_another_architecture_is_refused_and_untouched(trained, key, value):
+    workdir, config = trained
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()}
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=rf'(?s)contradicts the given one \(nothing was touched\):.*{key}: .* there, '):
+        train(other, workdir)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()} == before
+
+
+def test_harmless_changes_are_told(tmp_path):
+    config = small_config(tmp_path)
+    stored = json.loads(json.dumps(config.to_dict()))
+    assert check_resume(stored, config.to_dict(), tmp_path) == []
+    config.optim.lr = 1.0
+    assert check_resume(stored, config.to_dict(), tmp_path) == ['optim.lr: 0.0002 there, 1.0 given']
+
+
+def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(config, tmp_path):
+    config.train.steps = 6
+    train(config, tmp_path / 'run')
+    config.train.steps = 20
+    config.optim.lr = 1e38
+    with pytest.raises(UserError, match=r'step \d+: .*/.* became NaN or infinite first; the last good .* step \d'):
+        train(config, tmp_path / 'run')
+    for step in (int(path.name) for path in (tmp_path / 'run' / FOLDER).iterdir()):
+        state = restore(tmp_path / 'run', config, step)
+        assert state.fault.step == -1
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    steps = [line['step'] for line in read_log(tmp_path / 'run')]
+    assert max(steps) <= 10  # two log intervals after the change at the most
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'train.batch_size': 3}, 'train.batch_size=3 does not divide by the 2 devices. Take 4'),
+        ({'generator.name': 'unt'}, "generator.name='unt' is unknown. Available: unet. Did you mean 'unet'"),
+        ({'discriminator.name': 'x'}, "discriminator.name='x' is unknown. Available: patchgan"),
+        ({'generator.unet.norm': 'layer'}, "generator.unet.norm='layer' is unknown. Available: batch, group, instance"),
+        ({'gan.mode': 'wgan'}, "gan.mode='wgan' is unknown. Available: lsgan, vanilla"),
+        ({'degrade.name': 'blur'}, "degrade.name='blur' is unknown. Available: none, poisson_gaussian"),
+        ({'data.layout': 'polu'}, "data.layout='polu' is unknown. Available: .*Did you mean 'polyu'"),
+        ({'optim.schedule': 'linear'}, "optim.schedule='linear' is unknown. Available: constant, cosine"),
+        ({'dtype': 'float16'}, "dtype='float16' is unknown. Available: bfloat16, float32"),
+        ({'discriminator.patchgan.last_activation': 'sigmoid'}, 'works on logits'),
+        ({'data.crop_size': 41}, r'(?s)cannot be used:.*0.png is 48×40: smaller than data.crop_size=41'),
+        ({'discriminator.patchgan.strided': 5}, 'leave nothing of a 16×16 image'),
+        ({'optim.lr': -1.0, 'ema.decay': 1.0}, r'(?s)2 bad values:.*optim.lr=-1.0: .*ema.decay=1.0: expected in \[0, 1'),
+        ({'gan.weight': 0.0, 'loss.l1.weight': 0.0}, 'nothing is left to train on'),
+        ({'data.dir': '/none'}, "data.dir='/none': no such folder"),
+        ({'train.steps': 0}, 'a length of 0 steps'),
+    ],
+)
+def test_bad_input_is_one_error_before_anything_is_made(config, tmp_path, changes, message):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_lengths_in_steps_or_epochs():
+    section = small_config().train
+    assert length_in_steps(section, '', 7) == 8
+    section.epochs = 3
+    assert length_in_steps(section, '', 7) == 21
+
+
+def test_defaults_pass_their_own_checks():
+    check(small_config())
+
+
+def test_progress_line():
+    progress = Progress(first=0, total=200, batch_size=4, last_score='val 30.12 dB')
+    progress.started -= 60
+    line = progress.line(50, {'images_per_second': 12.34, 'loss/l1': 0.1234567, 'lr/generator': 1.0})
+    assert line == 'step 50/200 (25%) | ETA 3m00s | 12.3 images/s | l1 0.1235 | val 30.12 dB'
+
+
+def test_real_photographs(real_data, tmp_path):
+    """A few steps of the PolyU configuration on the photographs themselves, straight from the files."""
+    from configs import polyu
+
+    config = polyu.get_config()
+    config.data.dir = str(real_data / 'polyu')
+    config.generator.unet.update(width=8, depth=2)
+    config.discriminator.patchgan.width = 8
+    config.train.steps = 3
+    train(config, tmp_path / 'run')
+    content = json.loads((tmp_path / 'run' / 'test.json').read_text())
+    assert content['count'] >= 5
+    assert 30 < content['input']['psnr'] < 45
+    # The network starts near zero, and its residual output near the input.
+    assert content['output']['psnr'] == pytest.approx(content['input']['psnr'], abs=1)
+    assert image_size(tmp_path / 'run' / 'samples' / 'test.png')[1] == 3 * 512 + 8
