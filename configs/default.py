@@ -1,11 +1,17 @@
 """Every key, with its default. The other configurations are deltas of this one.
 
-The command line overrides any key: --config.optim.lr=1e-4. Lengths are in steps (generator updates) or, where the key
-ending in `epochs` is set, in epochs, which then counts.
+The command line overrides any key: --config.optim.lr=1e-4. Lengths are either in steps (generator updates) or in
+epochs; the other key of the pair is None.
 """
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+
+def optional(kind: type, value: Any = None) -> FieldReference:
+    """Returns the value of a key that may also be None, and stays of its kind all the same."""
+    return FieldReference(value, field_type=kind)
 
 
 def get_config() -> ConfigDict:
@@ -19,14 +25,14 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.layout = 'pairs'  # how the data lies on disk: pairs | polyu | sample | sidd
-    config.data.dir = placeholder(str)  # its folder
+    config.data.dir = optional(str)  # its folder
     config.data.split = (0.7, 0.15, 0.15)  # train, val, test; by scene; where the layout has no split of its own
     config.data.split_seed = 0  # apart from `seed`, so that repeated trainings are scored on the same images
     config.data.crop_size = 256  # pixels; random square crops in training
     config.data.flip = True  # mirror left to right, half of the time
     config.data.rotate = False  # turn by random multiples of 90°
     config.data.cache_mb = 1024  # MiB of decoded files kept in memory
-    config.data.threads = placeholder(int)  # that decode; None: one a core
+    config.data.threads = optional(int)  # that decode; None: one a core
     config.data.prefetch = 4  # batches made ahead
 
     # Makes the condition from the target; `none` where the data set has both.
@@ -74,29 +80,29 @@ def get_config() -> ConfigDict:
     config.optim.b1 = 0.5  # Adam's decay rates
     config.optim.b2 = 0.999
     config.optim.discriminator = ConfigDict()
-    config.optim.discriminator.lr = placeholder(float)  # None: the same as optim.lr
+    config.optim.discriminator.lr = optional(float)  # None: the same as optim.lr
 
     config.ema = ConfigDict()
     config.ema.decay = 0.0  # of the generator's moving averages, which are then what is evaluated; 0: none
 
     config.train = ConfigDict()
     config.train.batch_size = 1  # over all devices
-    config.train.steps = 100_000
-    config.train.epochs = placeholder(int)
+    config.train.steps = optional(int, 100_000)
+    config.train.epochs = optional(int)
 
     config.log = ConfigDict()
-    config.log.every_steps = 100
-    config.log.every_epochs = placeholder(int)
+    config.log.every_steps = optional(int, 100)
+    config.log.every_epochs = optional(int)
 
     config.eval = ConfigDict()
-    config.eval.every_steps = 5_000  # each is followed by a checkpoint with its score
-    config.eval.every_epochs = placeholder(int)
+    config.eval.every_steps = optional(int, 5_000)  # each is followed by a checkpoint with its score
+    config.eval.every_epochs = optional(int)
     config.eval.batch_size = 1  # over all devices, of one image size each; does not change results
-    config.eval.crop_size = placeholder(int)  # central crop; None: whole images
+    config.eval.crop_size = optional(int)  # central crop; None: whole images
     config.eval.pictures = 4  # rows of the picture: input | output | target
     config.eval.names = ('input', 'output')  # of the two, in tables and pictures
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_steps = 1_000  # between evaluations; the latest two and the best are kept
-    config.checkpoint.every_epochs = placeholder(int)
+    config.checkpoint.every_steps = optional(int, 1_000)  # between evaluations; the latest two and the best are kept
+    config.checkpoint.every_epochs = optional(int)
     return config.lock()

@@ -9,6 +9,6 @@ from configs import default
 def get_config() -> default.ConfigDict:
     """Returns the configuration."""
     config = default.get_config()
-    config.train.epochs = 200
-    config.eval.every_epochs = 10
+    config.train.update(steps=None, epochs=200)
+    config.eval.update(every_steps=None, every_epochs=10)
     return config

@@ -72,9 +72,7 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
                 best_fn=_psnr,
-                preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [preservation_policy.LatestN(2), best]
-                ),
+                preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(2), best]),
             ),
         )
 
@@ -96,7 +94,9 @@ class Checkpoints:
         step = chosen.get(which)
         if step is None:
             there = ', '.join(map(str, steps)) or 'none'
-            raise UserError(f'--checkpoint={which}: expected best, latest or one of the steps in {self.folder}: {there}')
+            raise UserError(
+                f'--checkpoint={which}: expected best, latest or one of the steps in {self.folder}: {there}'
+            )
         return step
 
     def save(self, state: TrainState, step: int, config: dict[str, Any], psnr: float | None) -> None:

@@ -72,10 +72,9 @@ def build_evaluator(
     key = replicate(jax.random.key(config.seed))
 
     def evaluate(variables: Any) -> Evaluation:
-        total, pictures = None, []
-        for batch in evaluation_batches(
-            records, batch_size=batch_size, crop_size=config.eval.crop_size, shard=shard
-        ):
+        total: EvaluationMetrics | None = None
+        pictures: list[list[np.ndarray]] = []
+        for batch in evaluation_batches(records, batch_size=batch_size, crop_size=config.eval.crop_size, shard=shard):
             scores, *shown = step(variables, key, split_over_devices(batch, jax.local_device_count()))
             total = scores if total is None else total.merge(scores)
             wanted = min(config.eval.pictures - len(pictures), int(batch['mask'].sum()))
@@ -83,6 +82,7 @@ def build_evaluator(
                 flat = [np.asarray(image).reshape(-1, *image.shape[2:])[:wanted] for image in shown]
                 targets = batch['target'][:wanted] / np.float32(255)
                 pictures += [list(row) for row in zip(*flat, targets, strict=True)]
+        assert total is not None, 'a split is never empty'
         return Evaluation(_scores(total), pictures)
 
     return evaluate
@@ -100,7 +100,9 @@ def describe(config: ml_collections.ConfigDict, split: str, evaluation: Evaluati
     shown = f'central {crop}×{crop}' if crop else 'whole images'
     scores = evaluation.scores
     title = f'{split}: {scores["count"]} examples, {shown}; float, clamped; SSIM per channel, 11×11 Gaussian, valid'
-    return report.table(title, {name: scores[side] for name, side in zip(config.eval.names, ('input', 'output'), strict=True)})
+    return report.table(
+        title, {name: scores[side] for name, side in zip(config.eval.names, ('input', 'output'), strict=True)}
+    )
 
 
 def evaluate_workdir(workdir: Path, which: str, output: Path) -> Evaluation:

@@ -16,6 +16,10 @@ from p2p_jax.job import Job, build_job
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.report import duration
 
+# Compiled programs held at a time, one for each image size: on the CPU each takes some hundred memory maps, of which
+# Linux gives a process 65,530.
+_PROGRAMS = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -107,8 +111,14 @@ def predict(workdir: Path, which: str, source: Path, output: Path) -> int:
         return jnp.round(result * 255).astype(jnp.uint8)
 
     start = time.monotonic()
+    sizes: set[tuple[int, ...]] = set()
     for done, (path, target) in enumerate(plan, 1):
-        result = apply(model.variables, images.read_image(path))
+        image = images.read_image(path)
+        sizes.add(image.shape)
+        if len(sizes) > _PROGRAMS:
+            apply.clear_cache()
+            sizes = {image.shape}
+        result = apply(model.variables, image)
         images.write_png(target, np.asarray(result))
         left = (time.monotonic() - start) / done * (len(plan) - done)
         print(f'{done}/{len(plan)} | ETA {duration(left)} | {target}', flush=True)

@@ -12,8 +12,8 @@ from flax import linen as nn
 
 from p2p_jax.data.degrade import DEGRADATIONS, Degradation
 from p2p_jax.data.images import CHANNELS
-from p2p_jax.losses import GAN_LOSSES, PIXEL_LOSSES, GanLoss, PixelLoss
 from p2p_jax.lookup import UserError, pick, shortlist
+from p2p_jax.losses import GAN_LOSSES, PIXEL_LOSSES, GanLoss, PixelLoss
 from p2p_jax.metrics import SSIM_WINDOW
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.models.layers import NORMS, Style
@@ -102,7 +102,8 @@ class Job:
 
     def apply(self, variables: PyTree, condition: jax.Array) -> jax.Array:
         """Runs the generator as after training: (n, h, w, c) in [0, 1] to the same."""
-        return self.from_network(self.generator.apply(variables, self.to_network(condition), train=False))
+        output: Any = self.generator.apply(variables, self.to_network(condition), train=False)
+        return self.from_network(output)
 
 
 def _shares(value: Any) -> bool:
@@ -111,24 +112,36 @@ def _shares(value: Any) -> bool:
 
 # What a key's value must be, where its type alone does not say it.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    'seed': (lambda v: 0 <= v < 2**32, 'an integer from 0 to 2³² - 1'),
+    'seed': (lambda v: 0 <= v < 2**31, 'an integer from 0 to 2³¹ - 1'),
     'value_range': (lambda v: len(v) == 2 and v[0] < v[1], 'two numbers, the lower first'),
     'data.crop_size': (lambda v: v >= 1, 'at least 1'),
     'data.cache_mb': (lambda v: v >= 0, 'at least 0'),
-    'data.threads': (lambda v: v is None or v >= 0, 'at least 0, or None'),
+    'data.threads': (lambda v: v >= 1, 'at least 1, or None'),
     'data.prefetch': (lambda v: v >= 1, 'at least 1'),
     'gan.weight': (lambda v: v >= 0, 'at least 0'),
     'gan.start_step': (lambda v: v >= 0, 'at least 0'),
     'optim.lr': (lambda v: v >= 0, 'at least 0'),
-    'optim.discriminator.lr': (lambda v: v is None or v >= 0, 'at least 0, or None'),
+    'optim.discriminator.lr': (lambda v: v >= 0, 'at least 0, or None'),
     'optim.b1': (_shares, 'in [0, 1)'),
     'optim.b2': (_shares, 'in [0, 1)'),
     'ema.decay': (_shares, 'in [0, 1)'),
     'train.batch_size': (lambda v: v >= 1, 'at least 1'),
     'eval.batch_size': (lambda v: v >= 1, 'at least 1'),
-    'eval.crop_size': (lambda v: v is None or v >= SSIM_WINDOW, f'at least {SSIM_WINDOW} (for SSIM), or None'),
+    'eval.crop_size': (lambda v: v >= SSIM_WINDOW, f'at least {SSIM_WINDOW} (for SSIM), or None'),
     'eval.pictures': (lambda v: v >= 0, 'at least 0'),
 }
+
+# Keys that may be None; of each pair of lengths, one is.
+_OPTIONAL = {'data.dir', 'data.threads', 'eval.crop_size', 'optim.discriminator.lr', 'train.steps', 'train.epochs'}
+_OPTIONAL |= {f'{section}.every_{unit}' for section in ('log', 'eval', 'checkpoint') for unit in ('steps', 'epochs')}
+
+
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Returns nested dictionaries as one, whose keys are joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+    return flat
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -137,21 +150,22 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: names every key whose value is out of range, and what was expected.
     """
-    problems = []
+    values = flatten(config.to_dict())
+    problems = [f'{key}=None: expected a value' for key, v in values.items() if v is None and key not in _OPTIONAL]
     for key, (test, expected) in _CHECKS.items():
-        value = config
-        for part in key.split('.'):
-            value = value[part]
-        if not test(value):
-            problems.append(f'{key}={value}: expected {expected}')
-    problems += [f'loss.{n}.weight={t.weight}: expected at least 0' for n, t in config.loss.items() if t.weight < 0]
-    if not config.gan.weight and not any(term.weight for term in config.loss.values()):
+        if values[key] is not None and not test(values[key]):
+            problems.append(f'{key}={values[key]}: expected {expected}')
+    weights = {key: v for key, v in values.items() if key.startswith('loss.')}
+    problems += [f'{key}={v}: expected at least 0' for key, v in weights.items() if v is not None and v < 0]
+    if not config.gan.weight and not any(weights.values()):
         problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
     if problems:
         raise UserError(f'the configuration has {len(problems)} bad values:{shortlist(problems)}')
 
 
-def _build_network(config: ml_collections.ConfigDict, key: str, table: dict[str, type[nn.Module]], **more: Any) -> nn.Module:
+def _build_network(
+    config: ml_collections.ConfigDict, key: str, table: dict[str, type[nn.Module]], **more: Any
+) -> nn.Module:
     """Builds the network that `config[key].name` names with the options of the section of that name."""
     network = pick(table, config[key].name, f'{key}.name')
     options = config[key][config[key].name].to_dict()
@@ -197,11 +211,8 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
     """
     check(config)
     schedule = build_schedule(config.optim.schedule, config.optim.lr, steps)
-    degradation = None
-    if config.degrade.name != 'none':
-        choices = DEGRADATIONS | {'none': None}
-        build = pick(choices, config.degrade.name, 'degrade.name')
-        degradation = build(**config.degrade[config.degrade.name].to_dict())
+    name = config.degrade.name
+    build = pick({'none': None, **DEGRADATIONS}, name, 'degrade.name')
     return Job(
         generator=_build_network(config, 'generator', GENERATORS, out_channels=CHANNELS),
         optimizer=build_optimizer(schedule, config.optim.b1, config.optim.b2),
@@ -210,7 +221,7 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
         pixel_losses={
             name: (pick(PIXEL_LOSSES, name, 'loss'), term.weight) for name, term in config.loss.items() if term.weight
         },
-        degradation=degradation,
+        degradation=build(**config.degrade[name].to_dict()) if build else None,
         value_range=tuple(config.value_range),
         ema_decay=config.ema.decay,
     )

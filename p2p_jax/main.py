@@ -41,10 +41,10 @@ from ml_collections import config_flags
 from p2p_jax.lookup import UserError, pick
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration.', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the training.')
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'best, latest or a step.')
-_INPUT = flags.DEFINE_string('input', None, 'File or folder.')
-_OUTPUT = flags.DEFINE_string('output', None, 'File or folder.')
+_WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string('workdir', None, 'Folder of the training.')
+_CHECKPOINT: flags.FlagHolder[str] = flags.DEFINE_string('checkpoint', 'best', 'best, latest or a step.')
+_INPUT: flags.FlagHolder[Any] = flags.DEFINE_string('input', None, 'File or folder.')
+_OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or folder.')
 
 
 def _train(config: Any) -> None:
@@ -58,13 +58,13 @@ def _evaluate(_: Any) -> None:
     from p2p_jax.evaluate import evaluate_workdir
 
     workdir = Path(_WORKDIR.value)
-    evaluate_workdir(workdir, _CHECKPOINT.value or 'best', Path(_OUTPUT.value or workdir / 'test.json'))
+    evaluate_workdir(workdir, _CHECKPOINT.value, Path(_OUTPUT.value or workdir / 'test.json'))
 
 
 def _predict(_: Any) -> None:
     from p2p_jax.inference import predict
 
-    predict(Path(_WORKDIR.value), _CHECKPOINT.value or 'best', Path(_INPUT.value), Path(_OUTPUT.value))
+    predict(Path(_WORKDIR.value), _CHECKPOINT.value, Path(_INPUT.value), Path(_OUTPUT.value))
 
 
 # Verb: (what it does, the flags that it needs, the flags that it may have).
@@ -105,18 +105,23 @@ def _check_config_flags(argv: list[str]) -> None:
     for argument in argv:
         key = argument.removeprefix('--config.').partition('=')[0]
         if argument.startswith('--config.') and key not in keys:
-            leaf = [k for k in keys if k.rsplit('.', 1)[-1] == key.rsplit('.', 1)[-1]]
-            hint = _near(key, keys) or (f' Did you mean {leaf[0]!r}?' if leaf else '')
+            same_end = [k for k in keys if k.rsplit('.', 1)[-1] == key.rsplit('.', 1)[-1]]
+            hint = f' Did you mean {min(same_end, key=len)!r}?' if same_end else _near(key, keys)
             raise UserError(f'--config.{key}: no such key.{hint} All keys: configs/default.py')
 
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; returns what is not a flag."""
     _check_config_flags(argv)
+    # config_flags cannot read None where a number or a text is expected.
+    unset = [a for a in argv if a.startswith('--config.') and a.endswith('=None')]
     try:
-        return flags.FLAGS(argv)[1:]
+        rest = flags.FLAGS([a for a in argv if a not in unset])[1:]
     except flags.Error as error:
         raise UserError(str(error)) from None
+    for argument in unset:
+        _CONFIG.value.update_from_flattened_dict({argument.removeprefix('--config.').removesuffix('=None'): None})
+    return rest
 
 
 def _run(argv: list[str]) -> None:
@@ -136,9 +141,9 @@ def _run(argv: list[str]) -> None:
 def _quiet() -> None:
     """Keeps the libraries' chatter off the screen; training writes it to train.log."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # announced on the screen otherwise
     logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().setLevel(logging.converter.absl_to_standard(logging.ERROR))
+    logging.get_absl_handler().setLevel('ERROR')
 
 
 def main(argv: list[str]) -> int:

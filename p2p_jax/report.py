@@ -40,9 +40,7 @@ def grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> np.nd
     Returns:
       uint8 (height, width, 3).
     """
-    tiles = [
-        [np.rint(centre_crop(image, _LARGEST) * 255).astype(np.uint8) for image in row] for row in rows
-    ]
+    tiles = [[np.rint(centre_crop(image, _LARGEST) * 255).astype(np.uint8) for image in row] for row in rows]
     width = max(sum(tile.shape[1] + _GAP for tile in row) for row in tiles) - _GAP
     height = _CAPTION + sum(row[0].shape[0] + _GAP for row in tiles) - _GAP
     canvas = Image.new('RGB', (width, height), 'white')

@@ -11,8 +11,7 @@ from flax import linen as nn
 PyTree = Any
 
 
-@flax.struct.dataclass
-class NetworkState:
+class NetworkState(flax.struct.PyTreeNode):
     """One network in training: parameters, batch statistics ({} without), optimiser state."""
 
     params: PyTree
@@ -25,16 +24,14 @@ class NetworkState:
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-@flax.struct.dataclass
-class Fault:
+class Fault(flax.struct.PyTreeNode):
     """The first non-finite term: the step (a count of updates) that met it and its place in the job's list, or -1."""
 
     step: jax.Array
     term: jax.Array
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that training carries from step to step.
 
     Attributes:

@@ -78,9 +78,7 @@ def _generator_loss(
     total, logged = jnp.float32(0), {}
     if job.adversary and d:
         # In train mode, but what the pass changes in D's statistics is dropped.
-        scores, _ = job.adversary.network.apply(
-            d.variables, condition, generated, train=True, mutable=['batch_stats']
-        )
+        scores, _ = job.adversary.network.apply(d.variables, condition, generated, train=True, mutable=['batch_stats'])
         logged['loss/gan'] = jnp.mean(job.adversary.loss.generator(scores))
         total += job.adversary.weight * logged['loss/gan']
     for name, (loss, weight) in job.pixel_losses.items():
@@ -149,15 +147,11 @@ def train_step(
 
     d = state.discriminator if adversarial else None
     if job.adversary and d:
-        d, d_logged = _update_discriminator(
-            job.adversary, d, condition, target, jax.lax.stop_gradient(generated)
-        )
+        d, d_logged = _update_discriminator(job.adversary, d, condition, target, jax.lax.stop_gradient(generated))
         rate = job.adversary.schedule(state.step - job.adversary.start_step)
         logged |= d_logged | {'lr/discriminator': jnp.asarray(rate)}
 
-    slope, g_logged = jax.grad(
-        lambda image: _generator_loss(job, d, condition, image, target), has_aux=True
-    )(generated)
+    slope, g_logged = jax.grad(lambda image: _generator_loss(job, d, condition, image, target), has_aux=True)(generated)
     (grads,) = pull_back(slope)
     grads, g_stats, g_logged = mean_over_devices((grads, g_stats, g_logged))
     logged |= g_logged | {'grad_norm/generator': optax.global_norm(grads)}

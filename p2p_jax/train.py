@@ -24,7 +24,7 @@ from p2p_jax.data import images
 from p2p_jax.data.pipeline import Shard, TrainData, split_over_devices
 from p2p_jax.data.records import Record, Splits
 from p2p_jax.evaluate import build_evaluator, describe, evaluate_workdir, find_splits
-from p2p_jax.job import AXIS, Job, build_job, check
+from p2p_jax.job import AXIS, Job, build_job, check, flatten
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.state import TrainState
 from p2p_jax.steps import train_step
@@ -41,22 +41,25 @@ _FIXED = ('generator', 'discriminator', 'value_range', 'seed', 'data.layout', 'd
 _FIXED_SWITCHES = ('gan.weight', 'ema.decay')  # zero or not decides what the state holds
 
 
-def length_in_steps(section: ml_collections.ConfigDict, prefix: str, steps_per_epoch: int) -> int:
-    """Returns a length that a section of the configuration gives in steps, or in epochs where that key is set.
+def length_in_steps(config: ml_collections.ConfigDict, key: str, steps_per_epoch: int) -> int:
+    """Returns a length that the configuration gives either in steps or in epochs.
 
     Args:
-      section: holds `<prefix>steps` and `<prefix>epochs`.
-      prefix: '' or 'every_'.
+      config: complete.
+      key: of the pair without its ending, for example 'train.' or 'log.every_'.
       steps_per_epoch: generator updates an epoch.
 
     Raises:
-      UserError: a length below 1.
+      UserError: both are given, or neither, or less than 1.
     """
-    epochs = section[f'{prefix}epochs']
-    steps = section[f'{prefix}steps'] if epochs is None else epochs * steps_per_epoch
-    if steps < 1:
-        raise UserError(f'a length of {steps} steps ({prefix}steps, {prefix}epochs): expected at least 1')
-    return steps
+    section, _, prefix = key.partition('.')
+    steps, epochs = config[section][f'{prefix}steps'], config[section][f'{prefix}epochs']
+    given = f'{key}steps={steps} and {key}epochs={epochs}'
+    if (steps is None) == (epochs is None):
+        raise UserError(f'{given}: give one of them and set the other to None')
+    if (epochs if steps is None else steps) < 1:
+        raise UserError(f'{given}: expected at least 1')
+    return epochs * steps_per_epoch if steps is None else steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +76,11 @@ class Lengths:
         """Converts the lengths of a configuration for a training set of so many examples."""
         per_epoch = math.ceil(examples / config.train.batch_size)
         return cls(
-            length_in_steps(config.train, '', per_epoch),
-            length_in_steps(config.log, 'every_', per_epoch),
-            length_in_steps(config.eval, 'every_', per_epoch),
-            length_in_steps(config.checkpoint, 'every_', per_epoch),
+            length_in_steps(config, 'train.', per_epoch),
+            length_in_steps(config, 'log.every_', per_epoch),
+            length_in_steps(config, 'eval.every_', per_epoch),
+            length_in_steps(config, 'checkpoint.every_', per_epoch),
         )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
-    return flat
 
 
 def check_resume(stored: dict[str, Any], given: dict[str, Any], workdir: Path) -> list[str]:
@@ -96,7 +92,7 @@ def check_resume(stored: dict[str, Any], given: dict[str, Any], workdir: Path) -
     Raises:
       UserError: the state in `workdir` does not fit the given configuration; lists the keys that differ.
     """
-    old, new = _flatten(stored), _flatten(json.loads(json.dumps(given)))
+    old, new = flatten(stored), flatten(json.loads(json.dumps(given)))
     differing = [key for key in sorted(old.keys() & new.keys()) if old[key] != new[key]]
     fatal = [key for key in differing if any(f'{key}.'.startswith(f'{fixed}.') for fixed in _FIXED)]
     fatal += [key for key in differing if key in _FIXED_SWITCHES and bool(old[key]) != bool(new[key])]
@@ -182,7 +178,8 @@ class Run:
     def log(self, progress: Progress, step: int, recent: list[dict[str, jax.Array]]) -> None:
         """Writes the means of the metrics since the last log and prints the progress line."""
         values = jax.device_get(recent)
-        means = {name: float(np.mean([metrics[name] for metrics in values])) for name in values[-1]}
+        # Not every step has every metric: D may start between two logs.
+        means = {name: float(np.mean([step[name] for step in values if name in step])) for name in values[-1]}
         means['images_per_second'] = progress.rate(len(recent))
         self.writer.write_scalars(step, means)
         _say(progress.line(step, means))
@@ -253,15 +250,17 @@ class Run:
                 self.save(step, state)
 
 
-def _log_to_file(workdir: Path) -> contextlib.AbstractContextManager[None]:
-    """Sends the log, CLU's and Orbax's included, to `train.log` while the context lasts; warnings also to the screen."""
+def _log_to_file(workdir: Path) -> contextlib.ExitStack:
+    """Sends the log, CLU's and Orbax's included, to `train.log` while the context lasts."""
     handler = logging.FileHandler(workdir / 'train.log')
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     logger = logging.getLogger('absl')
     stack = contextlib.ExitStack()
-    logger.addHandler(handler)
     stack.callback(handler.close)
+    stack.callback(logger.setLevel, logger.level)
     stack.callback(logger.removeHandler, handler)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     return stack
 
 
@@ -280,9 +279,7 @@ def _count(records: list[Record]) -> str:
     return f'{len(records)} examples of {scenes} scenes'
 
 
-def _initial_state(
-    job: Job, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path
-) -> TrainState:
+def _initial_state(job: Job, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path) -> TrainState:
     """Restores the latest checkpoint, or builds the state at step 0."""
     size = (config.data.crop_size, config.data.crop_size, images.CHANNELS)
     create = functools.partial(job.create_state, config.seed, size)
@@ -296,7 +293,6 @@ def _initial_state(
 
 
 def _data(config: ml_collections.ConfigDict, splits: Splits) -> TrainData:
-    threads = config.data.threads if config.data.threads is not None else os.cpu_count()
     return TrainData(
         splits['train'],
         batch_size=config.train.batch_size,
@@ -305,7 +301,7 @@ def _data(config: ml_collections.ConfigDict, splits: Splits) -> TrainData:
         rotate=config.data.rotate,
         seed=config.seed,
         cache_mb=config.data.cache_mb,
-        threads=threads or 1,
+        threads=config.data.threads or os.cpu_count() or 1,
         prefetch=config.data.prefetch,
         shard=Shard(jax.process_index(), jax.process_count()),
     )

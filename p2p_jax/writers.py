@@ -19,7 +19,7 @@ class JsonLines(metric_writers.MetricWriter):
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Writes one line."""
         values = {name: float(value) for name, value in scalars.items()}
-        line = {'step': step, 'time': round(time.time(), 3)}
+        line: dict[str, Any] = {'step': step, 'time': round(time.time(), 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(line) + '\n')
 

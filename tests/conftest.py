@@ -1,7 +1,15 @@
 """Forces two CPU devices before jax is imported, and makes small data sets on disk."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+# Many tests compile the same small step, in this process and in those that they start.
+_CACHE = tempfile.mkdtemp(prefix='p2p_jax-compiled-')
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
+os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # Without more threads than cores, two CPU devices on two cores can deadlock in a collective.
 os.environ.setdefault('NPROC', '8')
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
@@ -9,8 +17,10 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -39,6 +49,19 @@ def write_pairs(folder: Path, count: int, seed: int = 0, **size: int) -> None:
         image = picture(seed + i, **size)
         write_png(folder / 'target' / f'{i}.png', image)
         write_png(folder / 'input' / f'{i}.png', noisy(image, seed + i))
+
+
+@pytest.fixture
+def fresh_caches() -> Iterator[None]:
+    """Drops what a test compiled. Each program takes hundreds of memory maps, of which a process may have 65,530."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _fresh_caches_by_module() -> Iterator[None]:
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -44,6 +44,10 @@ def test_every_row_of_a_table_has_its_section():
 
 def test_every_key_has_a_comment():
     lines = Path(default.__file__).read_text().splitlines()
-    keys = [i for i, line in enumerate(lines) if line.startswith('    config.') and ' = ' in line and 'ConfigDict()' not in line]
+    keys = [
+        i
+        for i, line in enumerate(lines)
+        if line.startswith('    config.') and ' = ' in line and 'ConfigDict()' not in line
+    ]
     bare = [lines[i].strip() for i in keys if '#' not in lines[i] and not lines[i - 1].strip().startswith('#')]
     assert len(bare) <= len(keys) // 4, bare

@@ -35,7 +35,7 @@ def test_lsgan_is_the_squared_distance_to_the_label():
 
 @pytest.mark.parametrize('name', GAN_LOSSES)
 def test_the_generator_pays_less_where_it_fools_the_discriminator(name):
-    fooled, caught = jnp.full((1, 2, 2, 1), 0.9), jnp.full((1, 2, 2, 1), -0.9)
+    fooled, caught = jnp.full((1, 2, 2, 1), 0.9), jnp.full((1, 2, 2, 1), 0.1)
     loss = GAN_LOSSES[name]
     assert loss.generator(fooled) < loss.generator(caught)
     assert loss.real(fooled) < loss.real(caught)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import polyu
 from p2p_jax import inference
 from p2p_jax.checkpoint import FOLDER, Checkpoints
 from p2p_jax.data.images import image_size, read_image
@@ -14,7 +15,9 @@ from p2p_jax.evaluate import build_evaluator, evaluate_workdir, find_splits
 from p2p_jax.job import build_job, check
 from p2p_jax.lookup import UserError
 from p2p_jax.train import Progress, check_resume, length_in_steps, train
-from tests.conftest import small_config
+from tests.conftest import small_config, write_pairs
+
+pytestmark = pytest.mark.usefixtures('fresh_caches')
 
 
 def restore(workdir, config, step):
@@ -33,8 +36,6 @@ def read_log(workdir):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """A training of eight steps: its workdir and configuration."""
-    from tests.conftest import write_pairs
-
     root = tmp_path_factory.mktemp('trained')
     for seed, split in ((0, 'train'), (100, 'val'), (200, 'test')):
         write_pairs(root / 'pairs' / split, 6, seed)
@@ -73,7 +74,9 @@ def test_logs_all_that_was_promised(trained):
 def test_test_json_is_the_evaluation_of_the_best_checkpoint(trained, tmp_path):
     workdir, _ = trained
     scores = evaluate_workdir(workdir, 'best', tmp_path / 'again.json').scores
-    assert json.loads((workdir / 'test.json').read_text()) == scores == json.loads((tmp_path / 'again.json').read_text())
+    assert (
+        json.loads((workdir / 'test.json').read_text()) == scores == json.loads((tmp_path / 'again.json').read_text())
+    )
 
 
 def test_evaluates_the_averages_and_degrades_nothing_at_rest(trained):
@@ -209,10 +212,14 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
         ({'discriminator.patchgan.last_activation': 'sigmoid'}, 'works on logits'),
         ({'data.crop_size': 41}, r'(?s)cannot be used:.*0.png is 48×40: smaller than data.crop_size=41'),
         ({'discriminator.patchgan.strided': 5}, 'leave nothing of a 16×16 image'),
-        ({'optim.lr': -1.0, 'ema.decay': 1.0}, r'(?s)2 bad values:.*optim.lr=-1.0: .*ema.decay=1.0: expected in \[0, 1'),
+        (
+            {'optim.lr': -1.0, 'ema.decay': 1.0},
+            r'(?s)2 bad values:.*optim.lr=-1.0: .*ema.decay=1.0: expected in \[0, 1',
+        ),
         ({'gan.weight': 0.0, 'loss.l1.weight': 0.0}, 'nothing is left to train on'),
         ({'data.dir': '/none'}, "data.dir='/none': no such folder"),
-        ({'train.steps': 0}, 'a length of 0 steps'),
+        ({'train.steps': 0}, 'train.steps=0 and train.epochs=None: expected at least 1'),
+        ({'optim.lr': None}, 'optim.lr=None: expected a value'),
     ],
 )
 def test_bad_input_is_one_error_before_anything_is_made(config, tmp_path, changes, message):
@@ -223,10 +230,14 @@ def test_bad_input_is_one_error_before_anything_is_made(config, tmp_path, change
 
 
 def test_lengths_in_steps_or_epochs():
-    section = small_config().train
-    assert length_in_steps(section, '', 7) == 8
-    section.epochs = 3
-    assert length_in_steps(section, '', 7) == 21
+    config = small_config()
+    assert length_in_steps(config, 'train.', 7) == 8
+    assert length_in_steps(config, 'log.every_', 7) == 2
+    config.train.update(steps=None, epochs=3)
+    assert length_in_steps(config, 'train.', 7) == 21
+    config.train.steps = 5
+    with pytest.raises(UserError, match='train.steps=5 and train.epochs=3: give one of them'):
+        length_in_steps(config, 'train.', 7)
 
 
 def test_defaults_pass_their_own_checks():
@@ -242,8 +253,6 @@ def test_progress_line():
 
 def test_real_photographs(real_data, tmp_path):
     """A few steps of the PolyU configuration on the photographs themselves, straight from the files."""
-    from configs import polyu
-
     config = polyu.get_config()
     config.data.dir = str(real_data / 'polyu')
     config.generator.unet.update(width=8, depth=2)

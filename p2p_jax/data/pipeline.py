@@ -103,7 +103,7 @@ class TrainData:
         record = self._records[self._order(epoch)[place]]
         random = np.random.default_rng((self._seed, number, position))
         top, left = (random.integers(length - self._crop_size + 1) for length in record.size)
-        mirrored, turns = self._flip and random.random() < 0.5, random.integers(4) if self._rotate else 0
+        mirrored, turns = self._flip and random.random() < 0.5, int(random.integers(4)) if self._rotate else 0
 
         def augment(path: Path) -> np.ndarray:
             image = self._cache.read(path)[top : top + self._crop_size, left : left + self._crop_size]
@@ -111,7 +111,12 @@ class TrainData:
 
         target = augment(record.target)
         condition = target if record.input == record.target else augment(record.input)
-        return {'condition': condition, 'target': target, 'mask': np.float32(1), 'index': np.int32(position)}
+        return {
+            'condition': condition,
+            'target': target,
+            'mask': np.ones((), np.float32),
+            'index': np.array(position, np.int32),
+        }
 
     def _examples(self, first: int, count: int) -> grain.MapDataset:
         """This process's examples of the global batches first … first + count - 1, in order."""

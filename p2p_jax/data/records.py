@@ -91,7 +91,8 @@ def _find_pairs(root: Path) -> list[Record]:
             'Add it, or give one input/ and target/, which are then split by data.split.'
         )
     records = []
-    for split, folder in (folders or {None: root}).items():
+    groups: list[tuple[str | None, Path]] = [*folders.items()] or [(None, root)]
+    for split, folder in groups:
         if not ((folder / 'input').is_dir() and (folder / 'target').is_dir()):
             return []
         for stem, source, target in _pair(_by_stem(folder / 'input'), _by_stem(folder / 'target'), str(folder)):

@@ -170,7 +170,14 @@ class Style:
         return layer(x)
 
     def resample(
-        self, name: str, direction: str, features: int, x: jax.Array, *, update_spectral: bool, use_bias: bool | None = None
+        self,
+        name: str,
+        direction: str,
+        features: int,
+        x: jax.Array,
+        *,
+        update_spectral: bool,
+        use_bias: bool | None = None,
     ) -> jax.Array:
         """A 4×4 convolution of stride 2, `direction` 'down' or 'up'; x (n, h, w, c)."""
         layer = Strided(

@@ -99,7 +99,9 @@ class PatchGAN(nn.Module):
         for i, layer in enumerate(hidden):
             bias = None if i else True  # no norm follows the first layer
             if layer.stride == 2:
-                x = self.style.resample(f'conv_{i}', 'down', layer.features, x, update_spectral=update_spectral, use_bias=bias)
+                x = self.style.resample(
+                    f'conv_{i}', 'down', layer.features, x, update_spectral=update_spectral, use_bias=bias
+                )
             else:
                 x = self.style.convolve(
                     f'conv_{i}', layer.size, layer.features, x, update_spectral=update_spectral, use_bias=bias

@@ -11,11 +11,11 @@ def splits(pairs):
     return {name: verify(records, 11, 'it') for name, records in load(LAYOUTS['pairs'], pairs, (), 0).items()}
 
 
-def train_data(records, *, shard=Shard(), **options):
-    options = dict(
-        batch_size=4, crop_size=16, flip=True, rotate=True, seed=7, cache_mb=1, threads=2, prefetch=2
-    ) | options
-    return TrainData(records, shard=shard, **options)
+def train_data(records, *, shard=None, **options):
+    options = (
+        dict(batch_size=4, crop_size=16, flip=True, rotate=True, seed=7, cache_mb=1, threads=2, prefetch=2) | options
+    )
+    return TrainData(records, shard=shard or Shard(), **options)
 
 
 def assert_same(batch, other):
@@ -55,7 +55,8 @@ def test_every_epoch_visits_every_record_once_in_another_order(splits):
 
     def identify(crop):
         return next(
-            i for i, image in enumerate(originals)
+            i
+            for i, image in enumerate(originals)
             if any(np.array_equal(image[top : top + 40], crop) for top in range(9))
         )
 

@@ -11,6 +11,10 @@ from tests.conftest import picture, write_pairs
 RATIOS = (0.6, 0.2, 0.2)
 
 
+def everything(splits):
+    return [record for records in splits.values() for record in records]
+
+
 def scenes(splits):
     return {name: {record.scene for record in records} for name, records in splits.items()}
 
@@ -33,7 +37,13 @@ def make_sidd(root: Path, count: int = 6) -> Path:
 
 
 def make_polyu(root: Path) -> Path:
-    for scene, numbers in {'Canon_a': (1, 2), 'Nikon_b_': (3,), 'Nikon_b': (4,), 'Sony_c': (5,), 'Sony_d': (6,)}.items():
+    for scene, numbers in {
+        'Canon_a': (1, 2),
+        'Nikon_b_': (3,),
+        'Nikon_b': (4,),
+        'Sony_c': (5,),
+        'Sony_d': (6,),
+    }.items():
         for number in numbers:
             for side in ('real', 'mean'):
                 write_png(root / 'CroppedImages' / f'{scene}_{number}_{side}.JPG', picture(number))
@@ -42,7 +52,7 @@ def make_polyu(root: Path) -> Path:
 
 def test_sidd_pairs_by_instance_and_frame_and_splits_by_scene(tmp_path):
     splits = load(LAYOUTS['sidd'], make_sidd(tmp_path), RATIOS, 0)
-    records = sum(splits.values(), [])
+    records = everything(splits)
     assert len(records) == 12
     for record in records:
         assert record.input.parent == record.target.parent
@@ -60,12 +70,12 @@ def test_polyu_scene_is_the_name_less_its_number(tmp_path):
     splits = load(LAYOUTS['polyu'], make_polyu(tmp_path), RATIOS, 0)
     assert set.union(*scenes(splits).values()) == {'Canon_a', 'Nikon_b', 'Sony_c', 'Sony_d'}
     assert_split_by_scene(splits)
-    assert all('real' in r.input.name and 'mean' in r.target.name for r in sum(splits.values(), []))
+    assert all('real' in r.input.name and 'mean' in r.target.name for r in everything(splits))
 
 
 def test_real_polyu(real_data):
     splits = load(LAYOUTS['polyu'], real_data / 'polyu', (0.7, 0.15, 0.15), 0)
-    records = sum(splits.values(), [])
+    records = everything(splits)
     assert len(records) == len(list((real_data / 'polyu' / 'CroppedImages').glob('*_real.JPG')))
     assert_split_by_scene(splits)
     assert {record.size for record in verify(records, 512, 'it')} == {(512, 512)}
@@ -150,7 +160,7 @@ def test_verify_finds_every_problem_at_once(tmp_path):
     (tmp_path / 'input' / '1.png').write_text('broken')
     write_png(tmp_path / 'input' / '2.png', picture(0, 20, 20))
     write_png(tmp_path / 'target' / '2.png', picture(0, 20, 20))
-    records = sum(load(LAYOUTS['pairs'], tmp_path, RATIOS, 0).values(), [])
+    records = everything(load(LAYOUTS['pairs'], tmp_path, RATIOS, 0))
     with pytest.raises(UserError) as caught:
         verify(records, 32, 'data.crop_size=32')
     message = str(caught.value)
@@ -165,5 +175,5 @@ def test_sample_is_split_by_photograph():
     assert_split_by_scene(splits)
     names = {record.name for records in splits.values() for record in records}
     assert len(names & {'motorcycle_left', 'motorcycle_right'}) == 1
-    for record in sum(splits.values(), []):
+    for record in everything(splits):
         assert image_size(record.target) > (200, 200)

@@ -68,9 +68,7 @@ def test_last_activation_bounds_the_output():
 
 
 def test_kernels_start_normal_with_the_given_deviation():
-    kernels = [
-        leaf for leaf in jax.tree.leaves(init(unet(width=32), image(16, 16))['params']) if leaf.ndim == 4
-    ]
+    kernels = [leaf for leaf in jax.tree.leaves(init(unet(width=32), image(16, 16))['params']) if leaf.ndim == 4]
     values = np.concatenate([np.ravel(k) for k in kernels])
     assert abs(values.std() - 0.02) < 2e-4 and abs(values.mean()) < 2e-4
 
@@ -80,7 +78,9 @@ def test_dropout_acts_in_training_only():
     variables = init(network, x)
 
     def apply(train, seed):
-        return network.apply(variables, x, train=train, rngs={'dropout': jax.random.key(seed)}, mutable=['batch_stats'])[0]
+        return network.apply(
+            variables, x, train=train, rngs={'dropout': jax.random.key(seed)}, mutable=['batch_stats']
+        )[0]
 
     assert not np.array_equal(apply(True, 0), apply(True, 1))
     np.testing.assert_array_equal(apply(False, 0), apply(False, 1))
