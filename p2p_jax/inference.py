@@ -116,7 +116,7 @@ def predict(workdir: Path, which: str, source: Path, output: Path) -> int:
         image = images.read_image(path)
         sizes.add(image.shape)
         if len(sizes) > _PROGRAMS:
-            apply.clear_cache()
+            apply.clear_cache()  # type: ignore[attr-defined]
             sizes = {image.shape}
         result = apply(model.variables, image)
         images.write_png(target, np.asarray(result))

@@ -158,7 +158,7 @@ def main(argv: list[str]) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('interrupted; the same command resumes from the latest checkpoint', file=sys.stderr)
+        print('interrupted; a training goes on from its latest checkpoint when started again', file=sys.stderr)
         return 130
     return 0
 

@@ -94,7 +94,8 @@ def check_resume(stored: dict[str, Any], given: dict[str, Any], workdir: Path) -
     """
     old, new = flatten(stored), flatten(json.loads(json.dumps(given)))
     differing = [key for key in sorted(old.keys() & new.keys()) if old[key] != new[key]]
-    fatal = [key for key in differing if any(f'{key}.'.startswith(f'{fixed}.') for fixed in _FIXED)]
+    fixed = [part for part in _FIXED if part != 'discriminator' or old['gan.weight'] or new['gan.weight']]
+    fatal = [key for key in differing if any(f'{key}.'.startswith(f'{part}.') for part in fixed)]
     fatal += [key for key in differing if key in _FIXED_SWITCHES and bool(old[key]) != bool(new[key])]
     lines = {key: f'{key}: {old[key]!r} there, {new[key]!r} given' for key in differing}
     if fatal:
@@ -251,8 +252,9 @@ class Run:
 
 
 def _log_to_file(workdir: Path) -> contextlib.ExitStack:
-    """Sends the log, CLU's and Orbax's included, to `train.log` while the context lasts."""
-    handler = logging.FileHandler(workdir / 'train.log')
+    """Sends the log, CLU's and Orbax's included, to `train.log` while the context lasts; one file a process."""
+    process = f'.{jax.process_index()}' if jax.process_index() else ''
+    handler = logging.FileHandler(workdir / f'train{process}.log')
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     logger = logging.getLogger('absl')
     stack = contextlib.ExitStack()
@@ -336,10 +338,17 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             if jax.process_index() == 0:
                 report.write_json(workdir / 'config.json', config.to_dict())
                 _cut_back(workdir / 'metrics.jsonl', int(state.step))
-            with _log_to_file(workdir), contextlib.closing(build_writer(workdir)) as writer:
+            with (
+                _log_to_file(workdir),
+                contextlib.closing(build_writer(workdir, only_log=jax.process_index() > 0)) as writer,
+            ):
                 overview = parameter_overview.get_parameter_overview(state.generator.params, include_stats=False)
                 writer.write_texts(int(state.step), {'generator': f'```\n{overview}\n```'})
-                _say(f'training on {jax.device_count()} {jax.default_backend()} devices; compiling the step …')
+                parameters = {'generator': parameter_overview.count_parameters(state.generator.params)}
+                if state.discriminator:
+                    parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
+                _say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
+                _say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
                 evaluator = build_evaluator(job, config, splits['val'])
                 run = Run(config, job, lengths, _data(config, splits), evaluator, checkpoints, writer, workdir)
                 run.loop(state)

@@ -38,8 +38,15 @@ class JsonLines(metric_writers.MetricWriter):
     write_histograms = write_hparams = _ignore
 
 
-def build_writer(workdir: Path) -> metric_writers.MetricWriter:
-    """Returns the writer of a training: event files and metrics.jsonl in `workdir`, and the log."""
+def build_writer(workdir: Path, only_log: bool) -> metric_writers.MetricWriter:
+    """Returns the writer of a training: event files and metrics.jsonl in `workdir`, and the log.
+
+    Args:
+      workdir: of the training.
+      only_log: leaves the files out, for all processes but one.
+    """
+    if only_log:
+        return metric_writers.LoggingWriter()
     return metric_writers.AsyncMultiWriter(
         [
             metric_writers.SummaryWriter(str(workdir)),

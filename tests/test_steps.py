@@ -200,6 +200,15 @@ def test_evaluated_variables_are_the_averages_where_there_are_any():
     assert state.evaluated == state.generator.variables
 
 
+def test_bfloat16_trains_float32_parameters():
+    state, history = run(make(dtype='bfloat16', discriminator__patchgan__norm='spectral'), 1, batches(2))
+    assert state.fault.step == -1
+    for network in (state.generator, state.discriminator):
+        assert {leaf.dtype for leaf in jax.tree.leaves(network.variables)} == {np.dtype('float32')}
+    _, exact = run(make(discriminator__patchgan__norm='spectral'), 1, batches(2))
+    assert history[1]['loss/l1'] == pytest.approx(exact[1]['loss/l1'], rel=0.02)
+
+
 @pytest.mark.parametrize('devices', [1, 2])
 def test_a_non_finite_term_leaves_the_old_state_and_is_named(devices):
     job = make(ema__decay=0.9, generator__unet__norm='batch', generator__unet__last_activation='none')

@@ -155,10 +155,6 @@ class Style:
     norm_axis: str | None
     dtype: Any
 
-    def __post_init__(self) -> None:
-        pick({name: name for name in NORMS}, self.norm, 'norm')
-        choose_form(self.conv_form, 1)
-
     @property
     def _use_bias(self) -> bool:
         # As the reference pix2pix: the shift of batch and group norm takes the bias's place.
@@ -228,4 +224,6 @@ class Style:
         if self.norm == 'group':
             groups = math.gcd(32, x.shape[-1])
             return nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, scale_init=scale_init, name=name)(x)
-        return x
+        if self.norm in ('spectral', 'none'):
+            return x
+        raise ValueError(f'norm={self.norm!r}: expected one of {", ".join(NORMS)}')
