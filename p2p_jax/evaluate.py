@@ -105,13 +105,14 @@ def describe(config: ml_collections.ConfigDict, split: str, evaluation: Evaluati
     )
 
 
-def evaluate_workdir(workdir: Path, which: str, output: Path) -> Evaluation:
-    """Scores a checkpoint on the test split: prints the table, writes its numbers and a picture.
+def evaluate_workdir(workdir: Path, which: str, output: Path | None = None, picture: Path | None = None) -> Evaluation:
+    """Scores a checkpoint on the test split and prints the table.
 
     Args:
       workdir: of the training.
       which: 'best', 'latest' or a step.
-      output: the JSON file to write.
+      output: a JSON file to write the scores to.
+      picture: a PNG file to draw the first examples to.
 
     Raises:
       UserError: no such checkpoint, or something wrong with the data.
@@ -121,11 +122,10 @@ def evaluate_workdir(workdir: Path, which: str, output: Path) -> Evaluation:
     print(f'{workdir}: checkpoint {model.step}, {len(records)} test examples …', flush=True)
     evaluation = build_evaluator(model.job, model.config, records)(model.variables)
     print(describe(model.config, 'test', evaluation))
-    if jax.process_index() == 0:
+    if output and jax.process_index() == 0:
         report.write_json(output, evaluation.scores)
         print(f'numbers: {output}')
-        if evaluation.pictures:
-            picture = workdir / 'samples' / 'test.png'
-            images.write_png(picture, report.grid(evaluation.pictures, [*model.config.eval.names, 'target']))
-            print(f'picture: {picture}')
+    if picture and evaluation.pictures and jax.process_index() == 0:
+        images.write_png(picture, report.grid(evaluation.pictures, [*model.config.eval.names, 'target']))
+        print(f'picture: {picture}')
     return evaluation

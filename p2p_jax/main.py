@@ -15,7 +15,7 @@ flags of train:
 flags of evaluate:
   --workdir=DIR           of a training
   --checkpoint=WHICH      best (default), latest or a step
-  --output=FILE           of the numbers, as JSON; default WORKDIR/test.json
+  --output=FILE           of the numbers, as JSON
 
 flags of predict:
   --workdir=DIR, --checkpoint=WHICH
@@ -57,8 +57,7 @@ def _train(config: Any) -> None:
 def _evaluate(_: Any) -> None:
     from p2p_jax.evaluate import evaluate_workdir
 
-    workdir = Path(_WORKDIR.value)
-    evaluate_workdir(workdir, _CHECKPOINT.value, Path(_OUTPUT.value or workdir / 'test.json'))
+    evaluate_workdir(Path(_WORKDIR.value), _CHECKPOINT.value, Path(_OUTPUT.value) if _OUTPUT.value else None)
 
 
 def _predict(_: Any) -> None:

@@ -352,4 +352,4 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 evaluator = build_evaluator(job, config, splits['val'])
                 run = Run(config, job, lengths, _data(config, splits), evaluator, checkpoints, writer, workdir)
                 run.loop(state)
-    evaluate_workdir(workdir, 'best', workdir / 'test.json')
+    evaluate_workdir(workdir, 'best', workdir / 'test.json', workdir / 'samples' / 'test.png')
