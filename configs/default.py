@@ -14,6 +14,31 @@ def optional(kind: type, value: Any = None) -> FieldReference:
     return FieldReference(value, field_type=kind)
 
 
+def _add_networks(config: ConfigDict) -> None:
+    """Adds a section for each network: `name` chooses one, the section of that name has its options."""
+    config.generator = ConfigDict()
+    config.generator.name = 'unet'
+    config.generator.unet = ConfigDict()
+    config.generator.unet.depth = 8  # number of halvings; 8 is pix2pix's U-Net-256
+    config.generator.unet.width = 64  # channels of the first level
+    config.generator.unet.norm = 'batch'  # batch | instance | spectral | group | none
+    config.generator.unet.dropout = 0.5  # rate in the inner decoder levels
+    config.generator.unet.last_activation = 'tanh'  # tanh | sigmoid | none
+    config.generator.unet.residual = False  # the network gives what is subtracted from the input
+    config.generator.unet.init_std = 0.02  # kernels start as N(0, init_std)
+
+    config.discriminator = ConfigDict()
+    config.discriminator.name = 'patchgan'
+    config.discriminator.patchgan = ConfigDict()
+    config.discriminator.patchgan.strided = 3  # stride-2 layers; 0 makes all kernels 1×1 (PixelGAN)
+    config.discriminator.patchgan.unstrided = 1  # stride-1 layers before the head; 3 + 1 sees 70×70 pixels
+    config.discriminator.patchgan.width = 64  # channels of the first layer
+    config.discriminator.patchgan.norm = 'batch'  # batch | instance | spectral | group | none
+    config.discriminator.patchgan.activation = 'leaky_relu'  # leaky_relu | relu | silu | tanh | sigmoid | none
+    config.discriminator.patchgan.last_activation = 'none'  # none | sigmoid | …; vanilla needs none
+    config.discriminator.patchgan.init_std = 0.02
+
+
 def get_config() -> ConfigDict:
     """Returns all keys; locked, so that a mistyped key fails."""
     config = ConfigDict()
@@ -42,28 +67,7 @@ def get_config() -> ConfigDict:
     config.degrade.poisson_gaussian.shot = (0.008, 0.012)  # gain of the shot noise, lowest and highest
     config.degrade.poisson_gaussian.read = (0.008, 0.012)  # standard deviation of the read noise, likewise
 
-    config.generator = ConfigDict()
-    config.generator.name = 'unet'
-    config.generator.unet = ConfigDict()
-    config.generator.unet.depth = 8  # number of halvings; 8 is pix2pix's U-Net-256
-    config.generator.unet.width = 64  # channels of the first level
-    config.generator.unet.norm = 'batch'  # batch | instance | spectral | group | none
-    config.generator.unet.dropout = 0.5  # rate in the inner decoder levels
-    config.generator.unet.last_activation = 'tanh'  # tanh | sigmoid | none
-    config.generator.unet.residual = False  # the network gives what is subtracted from the input
-    config.generator.unet.init_std = 0.02  # kernels start as N(0, init_std)
-
-    config.discriminator = ConfigDict()
-    config.discriminator.name = 'patchgan'
-    config.discriminator.patchgan = ConfigDict()
-    config.discriminator.patchgan.strided = 3  # stride-2 layers; 0 makes all kernels 1×1 (PixelGAN)
-    config.discriminator.patchgan.unstrided = 1  # stride-1 layers before the head; 3 + 1 sees 70×70 pixels
-    config.discriminator.patchgan.width = 64  # channels of the first layer
-    config.discriminator.patchgan.norm = 'batch'  # batch | instance | spectral | group | none
-    config.discriminator.patchgan.activation = 'leaky_relu'  # leaky_relu | relu | silu | tanh | sigmoid | none
-    config.discriminator.patchgan.last_activation = 'none'  # none | sigmoid | …; vanilla needs none
-    config.discriminator.patchgan.init_std = 0.02
-
+    _add_networks(config)
     config.norm = ConfigDict()
     config.norm.sync = True  # batch norm uses the whole batch, over all devices
 

@@ -72,6 +72,7 @@ def build_evaluator(
     key = replicate(jax.random.key(config.seed))
 
     def evaluate(variables: Any) -> Evaluation:
+        """Scores the variables, which are equal on all devices."""
         total: EvaluationMetrics | None = None
         pictures: list[list[np.ndarray]] = []
         for batch in evaluation_batches(records, batch_size=batch_size, crop_size=config.eval.crop_size, shard=shard):

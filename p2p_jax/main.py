@@ -29,6 +29,7 @@ examples:
 """
 
 import difflib
+import itertools
 import os
 import runpy
 import sys
@@ -90,9 +91,10 @@ def _known_keys(tree: Any, prefix: str = '') -> list[str]:
 def _check_config_flags(argv: list[str]) -> None:
     """Finds an unknown file or key before config_flags does, whose messages are tracebacks."""
     named = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
+    named += [value for flag, value in itertools.pairwise(argv) if flag == '--config']
     if not named:
         if any(a.startswith('--config.') for a in argv):
-            raise UserError('--config.KEY=VALUE needs --config=FILE before it')
+            raise UserError('--config.KEY=VALUE needs --config=FILE')
         return
     file, _, preset = named[-1].partition(':')
     path = Path(file)

@@ -129,14 +129,18 @@ class Progress:
     total: int
     batch_size: int
     started: float = dataclasses.field(default_factory=time.monotonic)
-    marked: float = dataclasses.field(default_factory=time.monotonic)
+    marked: tuple[int, float] = (0, 0.0)
     last_score: str = ''
 
-    def rate(self, steps: int) -> float:
-        """Returns images a second over the steps since the last call."""
-        now = time.monotonic()
-        seconds, self.marked = now - self.marked, now
-        return steps * self.batch_size / seconds
+    def mark(self, step: int) -> None:
+        """Starts the clock of the next rate, after a step or whatever else took time."""
+        self.marked = (step, time.monotonic())
+
+    def rate(self, step: int) -> float:
+        """Returns images a second since the last mark, and marks."""
+        since, began = self.marked
+        self.mark(step)
+        return (step - since) * self.batch_size / (self.marked[1] - began)
 
     def line(self, step: int, means: dict[str, float]) -> str:
         """Returns the line for a step."""
@@ -181,7 +185,7 @@ class Run:
         values = jax.device_get(recent)
         # Not every step has every metric: D may start between two logs.
         means = {name: float(np.mean([step[name] for step in values if name in step])) for name in values[-1]}
-        means['images_per_second'] = progress.rate(len(recent))
+        means['images_per_second'] = progress.rate(step)
         self.writer.write_scalars(step, means)
         _say(progress.line(step, means))
 
@@ -238,15 +242,15 @@ class Run:
             if step == first + 1:
                 in_flight[-1].block_until_ready()
                 _say(f'first step after {report.duration(time.monotonic() - progress.started)}, compilation included')
-                progress.started = progress.marked = time.monotonic()
-                progress.first = step
+                progress.first, progress.started = step, time.monotonic()
+                progress.mark(step)
             if step % lengths.log == 0 or step == lengths.total:
                 self.log(progress, step, recent)
                 recent = []
                 self.raise_on_fault(state)
             if step % lengths.evaluate == 0 or step == lengths.total:
                 self.validate(progress, step, state)
-                progress.marked = time.monotonic()
+                progress.mark(step)
             elif step % lengths.save == 0:
                 self.save(step, state)
 
