@@ -255,7 +255,7 @@ def test_real_photographs(real_data, tmp_path):
     """A few steps of the PolyU configuration on the photographs themselves, straight from the files."""
     config = polyu.get_config()
     config.data.dir = str(real_data / 'polyu')
-    config.generator.unet.update(width=8, depth=2)
+    config.generator.unet.update(width=8, depth=2, init_std=0.005)
     config.discriminator.patchgan.width = 8
     config.train.steps = 3
     train(config, tmp_path / 'run')
