@@ -17,7 +17,7 @@ def optional(kind: type, value: Any = None) -> FieldReference:
 def _add_networks(config: ConfigDict) -> None:
     """Adds a section for each network: `name` chooses one, the section of that name has its options."""
     config.generator = ConfigDict()
-    config.generator.name = 'unet'
+    config.generator.name = 'unet'  # the section of that name has its options
     config.generator.unet = ConfigDict()
     config.generator.unet.depth = 8  # number of halvings; 8 is pix2pix's U-Net-256
     config.generator.unet.width = 64  # channels of the first level
@@ -28,7 +28,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.generator.unet.init_std = 0.02  # kernels start as N(0, init_std)
 
     config.discriminator = ConfigDict()
-    config.discriminator.name = 'patchgan'
+    config.discriminator.name = 'patchgan'  # likewise
     config.discriminator.patchgan = ConfigDict()
     config.discriminator.patchgan.strided = 3  # stride-2 layers; 0 makes all kernels 1×1 (PixelGAN)
     config.discriminator.patchgan.unstrided = 1  # stride-1 layers before the head; 3 + 1 sees 70×70 pixels
@@ -36,7 +36,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.discriminator.patchgan.norm = 'batch'  # batch | instance | spectral | group | none
     config.discriminator.patchgan.activation = 'leaky_relu'  # leaky_relu | relu | silu | tanh | sigmoid | none
     config.discriminator.patchgan.last_activation = 'none'  # none | sigmoid | …; vanilla needs none
-    config.discriminator.patchgan.init_std = 0.02
+    config.discriminator.patchgan.init_std = 0.02  # kernels start as N(0, init_std)
 
 
 def get_config() -> ConfigDict:
@@ -76,13 +76,13 @@ def get_config() -> ConfigDict:
     config.gan.weight = 1.0  # of the adversarial loss; 0 trains the generator alone, without a discriminator
     config.gan.start_step = 0  # the generator alone before
     config.loss = ConfigDict()
-    config.loss.l1 = ConfigDict({'weight': 100.0})
+    config.loss.l1 = ConfigDict({'weight': 100.0})  # pix2pix's λ, for values in [-1, 1]
 
     config.optim = ConfigDict()
-    config.optim.lr = 2e-4
+    config.optim.lr = 2e-4  # Adam's learning rate
     config.optim.schedule = 'constant'  # constant | cosine (to 0 at the last step)
-    config.optim.b1 = 0.5  # Adam's decay rates
-    config.optim.b2 = 0.999
+    config.optim.b1 = 0.5  # Adam's decay rate of the first moment
+    config.optim.b2 = 0.999  # likewise, of the second moment
     config.optim.discriminator = ConfigDict()
     config.optim.discriminator.lr = optional(float)  # None: the same as optim.lr
 
@@ -91,16 +91,16 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 1  # over all devices
-    config.train.steps = optional(int, 100_000)
-    config.train.epochs = optional(int)
+    config.train.steps = optional(int, 100_000)  # generator updates in all
+    config.train.epochs = optional(int)  # or passes over the training split
 
     config.log = ConfigDict()
-    config.log.every_steps = optional(int, 100)
-    config.log.every_epochs = optional(int)
+    config.log.every_steps = optional(int, 100)  # progress line and scalars, which are means since the last
+    config.log.every_epochs = optional(int)  # or in epochs
 
     config.eval = ConfigDict()
     config.eval.every_steps = optional(int, 5_000)  # each is followed by a checkpoint with its score
-    config.eval.every_epochs = optional(int)
+    config.eval.every_epochs = optional(int)  # or in epochs
     config.eval.batch_size = 1  # over all devices, of one image size each; does not change results
     config.eval.crop_size = optional(int)  # central crop; None: whole images
     config.eval.pictures = 4  # rows of the picture: input | output | target
@@ -108,5 +108,5 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = optional(int, 1_000)  # between evaluations; the latest two and the best are kept
-    config.checkpoint.every_epochs = optional(int)
+    config.checkpoint.every_epochs = optional(int)  # or in epochs
     return config.lock()

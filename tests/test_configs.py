@@ -50,4 +50,4 @@ def test_every_key_has_a_comment():
         if line.startswith('    config.') and ' = ' in line and 'ConfigDict()' not in line
     ]
     bare = [lines[i].strip() for i in keys if '#' not in lines[i] and not lines[i - 1].strip().startswith('#')]
-    assert len(bare) <= len(keys) // 4, bare
+    assert keys and not bare
