@@ -138,7 +138,7 @@ SIDD = Layout(
     _find_sidd,
     'Data/<instance>_<scene>_<phone>_…/<instance>_{NOISY,GT}_SRGB_010.PNG (data.layout=sidd), '
     'which is how SIDD-Medium sRGB and SIDD-Small sRGB unpack',
-    'https://abdokamel.github.io/sidd/ (SIDD-Medium sRGB 12 GB, or SIDD-Small sRGB 6 GB)',
+    'https://abdokamel.github.io/sidd/ (SIDD-Medium sRGB or SIDD-Small sRGB)',
 )
 
 
