@@ -57,8 +57,10 @@ class Checkpoints:
           read_only: nothing is created or deleted.
 
         Raises:
-          UserError: `read_only` and there is nothing to read.
+          UserError: `read_only` and there is nothing to read, or `workdir` is a file.
         """
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f'--workdir={workdir}: that is a file; expected a folder, which may be new')
         self.folder = workdir.absolute() / FOLDER
         if read_only and not self.folder.is_dir():
             raise UserError(f'{workdir}: no checkpoints there. Give the --workdir of a training.')

@@ -110,6 +110,10 @@ def _shares(value: Any) -> bool:
     return 0 <= value < 1
 
 
+def _bounds(value: Any) -> bool:
+    return len(value) == 2 and 0 < value[0] <= value[1]
+
+
 # What a key's value must be, where its type alone does not say it.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'seed': (lambda v: 0 <= v < 2**31, 'an integer from 0 to 2³¹ - 1'),
@@ -118,6 +122,13 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'data.cache_mb': (lambda v: v >= 0, 'at least 0'),
     'data.threads': (lambda v: v >= 1, 'at least 1, or None'),
     'data.prefetch': (lambda v: v >= 1, 'at least 1'),
+    'degrade.poisson_gaussian.shot': (_bounds, 'two positive numbers, the lower first'),
+    'degrade.poisson_gaussian.read': (_bounds, 'two positive numbers, the lower first'),
+    'generator.unet.init_std': (lambda v: v >= 0, 'at least 0'),
+    'discriminator.patchgan.strided': (lambda v: v >= 0, 'at least 0'),
+    'discriminator.patchgan.unstrided': (lambda v: v >= 0, 'at least 0'),
+    'discriminator.patchgan.width': (lambda v: v >= 1, 'at least 1'),
+    'discriminator.patchgan.init_std': (lambda v: v >= 0, 'at least 0'),
     'gan.weight': (lambda v: v >= 0, 'at least 0'),
     'gan.start_step': (lambda v: v >= 0, 'at least 0'),
     'optim.lr': (lambda v: v >= 0, 'at least 0'),
@@ -128,6 +139,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'train.batch_size': (lambda v: v >= 1, 'at least 1'),
     'eval.batch_size': (lambda v: v >= 1, 'at least 1'),
     'eval.crop_size': (lambda v: v >= SSIM_WINDOW, f'at least {SSIM_WINDOW} (for SSIM), or None'),
+    'eval.names': (lambda v: len(v) == 2, 'two names, of the input and the output'),
     'eval.pictures': (lambda v: v >= 0, 'at least 0'),
 }
 

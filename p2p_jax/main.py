@@ -29,6 +29,7 @@ examples:
 """
 
 import difflib
+import inspect
 import itertools
 import os
 import runpy
@@ -101,8 +102,12 @@ def _check_config_flags(argv: list[str]) -> None:
     if not path.is_file():
         there = sorted(str(p) for p in Path('configs').glob('*.py'))
         raise UserError(f'--config={path}: no such file. Available: {", ".join(there)}.{_near(str(path), there)}')
-    config = runpy.run_path(file)['get_config'](*([preset] if preset else []))
-    keys = _known_keys(config)
+    get_config = runpy.run_path(file).get('get_config')
+    if get_config is None:
+        raise UserError(f'--config={file}: it has no function get_config(); see configs/sample.py')
+    if preset and not inspect.signature(get_config).parameters:
+        raise UserError(f'--config={named[-1]}: {file} has no presets; leave out :{preset}')
+    keys = _known_keys(get_config(*([preset] if preset else [])))
     for argument in argv:
         key = argument.removeprefix('--config.').partition('=')[0]
         if argument.startswith('--config.') and key not in keys:

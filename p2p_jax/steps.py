@@ -39,6 +39,8 @@ def _update_discriminator(
     """
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
+        """D's loss, with its new statistics and what is logged."""
+
         def judge(image: jax.Array, batch_stats: PyTree, update_spectral: bool) -> tuple[jax.Array, PyTree]:
             scores, changed = adversary.network.apply(
                 {'params': params, 'batch_stats': batch_stats},

@@ -217,6 +217,9 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
             r'(?s)2 bad values:.*optim.lr=-1.0: .*ema.decay=1.0: expected in \[0, 1',
         ),
         ({'gan.weight': 0.0, 'loss.l1.weight': 0.0}, 'nothing is left to train on'),
+        ({'degrade.poisson_gaussian.read': (0.02, 0.01)}, 'two positive numbers, the lower first'),
+        ({'eval.names': ('noisy',)}, 'expected two names'),
+        ({'discriminator.patchgan.width': 0}, 'discriminator.patchgan.width=0: expected at least 1'),
         ({'data.dir': '/none'}, "data.dir='/none': no such folder"),
         ({'train.steps': 0}, 'train.steps=0 and train.epochs=None: expected at least 1'),
         ({'optim.lr': None}, 'optim.lr=None: expected a value'),
@@ -227,6 +230,20 @@ def test_bad_input_is_one_error_before_anything_is_made(config, tmp_path, change
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_truncated_file_is_named_when_training_meets_it(config, pairs, tmp_path):
+    for path in (pairs / 'train' / 'target').iterdir():
+        path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r'target/\d.png: cannot be decoded'):
+        train(config, tmp_path / 'run')
+
+
+def test_a_file_in_place_of_the_workdir_is_left_alone(config, tmp_path):
+    (tmp_path / 'run').write_text('mine')
+    with pytest.raises(UserError, match='that is a file; expected a folder'):
+        train(config, tmp_path / 'run')
+    assert (tmp_path / 'run').read_text() == 'mine'
 
 
 def test_lengths_in_steps_or_epochs():

@@ -39,7 +39,8 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _open(path) as image:
         width, height = image.size
-        if image.getexif().get(_ORIENTATION, 1) >= 5:
+        # The base class's method: that of PNG decodes all pixels, which takes minutes over a large set.
+        if Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5:
             width, height = height, width
     return height, width
 
