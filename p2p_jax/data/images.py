@@ -1,78 +1,325 @@
-"""Decoding and encoding of 8-bit image files as RGB."""
+"""Decoding and encoding of image files: 8 and 16 bits, grey or colour, with or without alpha."""
 
+import dataclasses
+import functools
+import io
 import os
+import re
+import warnings
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
-from PIL import Image, ImageOps
+import tifffile
+from PIL import Image
 
 from p2p_jax.lookup import UserError
 
-CHANNELS = 3
 EXTENSIONS = frozenset(('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'))
-# Modes whose pixels are 8 bits deep and turn into RGB without loss of anything that was visible.
-_MODES = frozenset(('1', 'L', 'P', 'RGB', 'CMYK', 'YCbCr'))
 _ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 exchange width and height
+# TIFF tags.
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # photometric 1 is grey with black as 0, 2 is RGB
+# Pillow's mode: (the mode in which we take the pixels, its channels).
+_MODES = {
+    '1': ('L', 1),
+    'L': ('L', 1),
+    'LA': ('LA', 2),
+    'La': ('LA', 2),
+    'P': ('RGB', 3),
+    'PA': ('RGBA', 4),
+    'RGB': ('RGB', 3),
+    'RGBA': ('RGBA', 4),
+    'RGBa': ('RGBA', 4),
+    'RGBX': ('RGB', 3),
+    'CMYK': ('RGB', 3),
+    'YCbCr': ('RGB', 3),
+    'LAB': ('RGB', 3),
+    'HSV': ('RGB', 3),
+}
+_WITH_ALPHA = {'L': ('LA', 2), 'RGB': ('RGBA', 4)}
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow's
 
 
-def _open(path: Path) -> Image.Image:
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file holds, as `decode` gives it.
+
+    Attributes:
+      height: in pixels, after the EXIF orientation.
+      width: likewise.
+      channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+      bits: a channel, 8 or 16.
+    """
+
+    height: int
+    width: int
+    channels: int
+    bits: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    def __str__(self) -> str:
+        kind = ('grey', 'grey+alpha', 'RGB', 'RGBA')[self.channels - 1]
+        return f'{self.height}×{self.width} {kind} {self.bits} bit'
+
+
+def _open(name: str, file: Path | bytes) -> Image.Image:
     """Opens a file without decoding its pixels; raises a UserError that names it."""
     try:
-        image = Image.open(path)
+        if (isinstance(file, Path) and file.is_file() and not file.stat().st_size) or file == b'':
+            raise UserError(f'{name}: the file is empty (0 bytes)')
+        with warnings.catch_warnings():
+            # Large images are expected here; those above twice Pillow's limit are refused all the same.
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f'{path}: not a readable image ({error})') from None
-    if image.mode not in _MODES or 'transparency' in image.info:
+        raise UserError(f'{name}: no such file') from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f'{name}: refused, for its size might exhaust the memory ({error})') from None
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = 'no image format that is known' if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise UserError(f'{name}: not a readable image ({reason})') from None
+
+
+def _layout(name: str, image: Image.Image) -> tuple[str, int, int]:
+    """Returns (mode to take the pixels in, channels, bits) of an opened image."""
+    # Pillow opens 16-bit colour as 8 bits; the raw mode of its decoder tells.
+    deep = image.format == 'TIFF' and max(image.tag_v2.get(_BITS, (1,))) == 16  # type: ignore[attr-defined]
+    if deep and image.mode in ('L', 'LA', 'RGB', 'RGBA'):
+        return image.mode, len(image.mode), 16
+    raw = re.search(r"'(\w+);16", ' '.join(repr(tile.args) for tile in getattr(image, 'tile', ())))
+    if image.mode.startswith('I;16'):
+        return 'I;16', 1, 16
+    if raw and raw[1] in ('LA', 'RGB', 'RGBA'):
+        return raw[1], len(raw[1]), 16
+    if image.mode not in _MODES:
         raise UserError(
-            f'{path}: an image of mode {image.mode}{" with transparency" if "transparency" in image.info else ""}; '
-            'expected 8 bits a channel, grey or RGB, without alpha. Convert it first.'
+            f'{name}: pixels of mode {image.mode}, which is neither 8 nor 16 bits a channel. Convert it to one of them.'
         )
+    mode, channels = _MODES[image.mode]
+    if 'transparency' in image.info and mode in _WITH_ALPHA:
+        mode, channels = _WITH_ALPHA[mode]
+    return mode, channels, 8
+
+
+def _orientation(image: Image.Image) -> int:
+    # The base class's method: that of PNG decodes all pixels, which takes minutes over a large set.
+    return Image.Image.getexif(image).get(_ORIENTATION, 1)
+
+
+def _rare_tiff(file: Path | bytes) -> tifffile.TiffPage | None:
+    """The first page of a TIFF file of 8 or 16 bits that Pillow cannot open, such as 16-bit grey with alpha."""
+    try:
+        page = tifffile.TiffFile(io.BytesIO(file) if isinstance(file, bytes) else file).pages.first
+        known = page.dtype in (np.uint8, np.uint16) and page.axes in ('YX', 'YXS', 'SYX') and page.samplesperpixel <= 4
+        return page if known else None
+    except (OSError, ValueError, tifffile.TiffFileError):
+        return None
+
+
+def header(name: str, file: Path | bytes) -> Header:
+    """Returns what a file holds, without decoding its pixels.
+
+    Args:
+      name: of the file, for messages.
+      file: its path, or its content.
+
+    Raises:
+      UserError: it is missing, empty, no image, too large to be trusted, or neither 8 nor 16 bits a channel.
+    """
+    try:
+        image = _open(name, file)
+    except UserError:
+        page = _rare_tiff(file)
+        if page is None:
+            raise
+        return Header(page.imagelength, page.imagewidth, page.samplesperpixel, page.bitspersample)
+    with image:
+        _, channels, bits = _layout(name, image)
+        width, height = image.size
+        try:
+            # Of TIFF files, Pillow gives the size as turned already.
+            turned = image.format != 'TIFF' and _orientation(image) >= 5
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f'{name}: not a readable image ({error})') from None
+        return Header(*((width, height) if turned else (height, width)), channels, bits)
+
+
+def _fast_decode(image: Image.Image, mode: str, bits: int, content: bytes) -> np.ndarray | None:
+    """Decodes what imagecodecs decodes faster than Pillow, or with more bits; None for the rest."""
+    plain = image.mode == mode or bits == 16
+    if image.format == 'PNG' and plain and 'transparency' not in image.info:
+        return imagecodecs.png_decode(content)
+    # libjpeg fills what a truncated file lacks with grey and says nothing: only whole files go this way.
+    if image.format == 'JPEG' and plain and content.rstrip(b'\0').endswith(b'\xff\xd9'):
+        return imagecodecs.jpeg8_decode(content)
+    if image.format == 'TIFF' and plain and image.tag_v2.get(_PHOTOMETRIC) in (1, 2):  # type: ignore[attr-defined]
+        pixels = imagecodecs.tiff_decode(content)
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        planes_apart = pixels.shape[:2] != (tags[_HEIGHT], tags[_WIDTH])
+        return np.moveaxis(pixels, 0, -1) if planes_apart else pixels
+    return None
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes an EXIF orientation (CIPA DC-008, tag 274)."""
+    if orientation in (2, 4, 5, 7):
+        pixels = pixels[:, ::-1]
+    return np.rot90(pixels, {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0))
+
+
+def decode(name: str, file: Path | bytes) -> np.ndarray:
+    """Returns the pixels in the file's own depth and channels, upright.
+
+    Args:
+      name: of the file, for messages.
+      file: its path, or its content.
+
+    Returns:
+      uint8 or uint16 (height, width, channels); channels as in `Header`. Palettes, CMYK and YCbCr become RGB.
+
+    Raises:
+      UserError: as `header`, or the file is truncated or damaged.
+    """
+    try:
+        image = _open(name, file)
+    except UserError:
+        page = _rare_tiff(file)
+        if page is None:
+            raise
+        try:
+            pixels = page.asarray()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f'{name}: truncated or damaged ({error})') from None
+        pixels = np.moveaxis(pixels, 0, -1) if page.axes == 'SYX' else pixels
+        return pixels.reshape(*pixels.shape[:2], -1)
+    with image:
+        mode, channels, bits = _layout(name, image)
+        try:
+            content = file.read_bytes() if isinstance(file, Path) else file
+            orientation = _orientation(image)
+            fast = _fast_decode(image, mode, bits, content)
+            if fast is None:
+                pixels = np.asarray(image if bits == 16 else image.convert(mode))
+                orientation = 1 if image.format == 'TIFF' else orientation  # Pillow has turned these
+            else:
+                pixels = fast
+        except (OSError, SyntaxError, ValueError, RuntimeError) as error:
+            raise UserError(f'{name}: truncated or damaged ({error})') from None
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        if pixels.dtype == bool:
+            pixels = pixels * np.uint8(255)
+        if (pixels.shape[-1], pixels.dtype.itemsize * 8) != (channels, bits):
+            raise UserError(
+                f'{name}: its header says {channels} channels of {bits} bits, its pixels are {pixels.shape[-1]} '
+                f'channels of {pixels.dtype}. Convert it first.'
+            )
+        # Byte order is the file's; the machine's is what is computed with.
+        return np.ascontiguousarray(_upright(pixels.astype(f'uint{bits}', copy=False), orientation))
+
+
+def to_format(pixels: np.ndarray, channels: int, bits: int) -> np.ndarray:
+    """Converts pixels to 1 or 3 channels of 8 or 16 bits; alpha is dropped, colour becomes luma.
+
+    Args:
+      pixels: uint8 or uint16 (height, width, 1 to 4).
+      channels: 1 or 3.
+      bits: 8 or 16.
+    """
+    image = pixels[..., :1] if pixels.shape[-1] < 3 else pixels[..., :3]
+    if image.shape[-1] != channels:
+        image = np.repeat(image, 3, -1) if channels == 3 else np.rint(image @ _GREY)[..., None].astype(image.dtype)
+    if bits == 16 and image.dtype == np.uint8:
+        return image.astype(np.uint16) * np.uint16(257)
+    if bits == 8 and image.dtype == np.uint16:
+        return np.rint(image / np.float32(257)).astype(np.uint8)
     return image
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Returns (height, width) in pixels as `read_image` would give them, from the file's header alone.
+def read_image(path: Path, channels: int = 3) -> np.ndarray:
+    """Returns a file as uint8 (height, width, channels), upright; see `decode` for what it raises."""
+    return to_format(decode(str(path), path), channels, 8)
 
-    Raises:
-      UserError: the file is missing, is no image, or is not 8-bit grey or RGB.
+
+def _encoded(image: np.ndarray, suffix: str) -> bytes:
+    if suffix in ('.tif', '.tiff'):
+        stream = io.BytesIO()
+        colours = 'rgb' if image.shape[-1] >= 3 else 'minisblack'
+        extra = ['unassalpha'] if image.shape[-1] in (2, 4) else None
+        flat = image[..., 0] if image.shape[-1] == 1 else image
+        tifffile.imwrite(stream, flat, photometric=colours, extrasamples=extra, compression='deflate', predictor=True)
+        return stream.getvalue()
+    if suffix != '.png':
+        raise UserError(f'{suffix}: images are written as .png or .tif')
+    return bytes(imagecodecs.png_encode(image, level=6))
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 or uint16 (height, width, 1 to 4) as PNG or TIFF, by the path's ending.
+
+    It is written under a temporary name first, so that no half file is left.
     """
-    with _open(path) as image:
-        width, height = image.size
-        # The base class's method: that of PNG decodes all pixels, which takes minutes over a large set.
-        if Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5:
-            width, height = height, width
-    return height, width
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Returns the file as uint8 (height, width, 3), RGB, turned upright by its EXIF orientation.
-
-    Raises:
-      UserError: as `image_size`, or the file is truncated.
-    """
-    with _open(path) as image:
-        try:
-            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f'{path}: cannot be decoded ({error})') from None
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 (height, width, 3) as PNG; under a temporary name first, so that no half file is left."""
+    content = _encoded(np.ascontiguousarray(image), path.suffix.lower())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        Image.fromarray(image).save(temporary, format='PNG')
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def resize(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) -> np.ndarray:
+    """Resizes with antialiasing (bicubic over the support of the reduction), or takes the nearest pixels.
+
+    Args:
+      image: uint8 or uint16 (height, width, channels).
+      size: (height, width) of the result.
+      nearest: for masks, whose values must not be mixed.
+
+    Returns:
+      (*size, channels) in the image's type.
+    """
+    method = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
+    planes = [
+        np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize(size[::-1], method))
+        for c in range(image.shape[-1])
+    ]
+    most = np.iinfo(image.dtype).max
+    return np.clip(np.rint(np.stack(planes, -1)), 0, most).astype(image.dtype)
+
+
+def restore_format(result: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Gives a result the depth, the greyness and the alpha of the image that it was made from.
+
+    Args:
+      result: float (height, width, 1 or 3) in [0, 1].
+      original: uint8 or uint16 (height, width, 1 to 4), as `decode` gave it.
+
+    Returns:
+      (height, width, channels of the original) in the original's type.
+    """
+    colours = 1 if original.shape[-1] < 3 else 3
+    if result.shape[-1] > colours:
+        result = (result @ _GREY)[..., None]
+    pixels = np.rint(np.clip(result, 0, 1) * np.iinfo(original.dtype).max).astype(original.dtype)
+    if pixels.shape[-1] < colours:
+        pixels = np.repeat(pixels, colours, -1)
+    return np.concatenate([pixels, original[..., -1:]], -1) if original.shape[-1] in (2, 4) else pixels
+
+
+@functools.cache
+def _is_image_name(suffix: str) -> bool:
+    return suffix.lower() in EXTENSIONS
+
+
 def find_images(folder: Path) -> list[Path]:
-    """Returns all image files below a folder, sorted; hidden files are passed over."""
-    return sorted(
-        path
-        for path in folder.rglob('*')
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith('.') and path.is_file()
-    )
+    """Returns all image files below a folder, sorted; hidden files and folders are passed over."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        found += [Path(parent, name) for name in names if name[0] != '.' and _is_image_name(os.path.splitext(name)[1])]
+    return sorted(found)

@@ -3,7 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from p2p_jax.data.records import Layout, Record
+from p2p_jax.data.records import Found, Layout, Record, Selection
+from p2p_jax.data.sources import Source
 from p2p_jax.lookup import UserError
 
 # One of the stereo pair only: its other half shows the same scene. Split by photograph. china.jpg is for training: its
@@ -30,13 +31,15 @@ def _package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0]).parent
 
 
-def _find_sample(root: Path) -> list[Record]:
-    """Clean photographs only: input and target are one file, and a degradation makes the condition."""
-    return [
-        Record(path.stem, path, path, scene=path.stem, split=split)
-        for split, names in _PHOTOGRAPHS.items()
-        for path in (root / name for name in names)
-    ]
+def _find_sample(root: Path, _: Selection) -> Found:
+    """Clean photographs only: a degradation makes the condition."""
+    return Found(
+        [
+            Record(path.stem, Source(path), scene=path.stem, split=split)
+            for split, names in _PHOTOGRAPHS.items()
+            for path in (root / name for name in names)
+        ]
+    )
 
 
 def _sample_root() -> Path:
