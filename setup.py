@@ -20,6 +20,8 @@ setup(
         'dm_pix',
         'flax',
         'grain',
+        'imagecodecs',
+        'importlib_resources',  # TensorFlow Datasets builds with it and does not say so
         'jax>=0.10',
         'ml_collections',
         'numpy',
@@ -29,6 +31,9 @@ setup(
         # The photographs of the sample set are inside these two.
         'scikit-image',
         'scikit-learn',
+        'scipy',
+        'tifffile',
+        'tqdm',
         # CLU's writers need TensorFlow and, since it no longer brings it, TensorBoard.
         'tensorboard',
         'tensorflow-cpu; sys_platform != "darwin"',
@@ -39,6 +44,9 @@ setup(
         'cuda': ['jax[cuda12]'],
         'rocm': ['jax[rocm7-local]'],
         'tpu': ['jax[tpu]'],
-        'test': ['mypy', 'pytest', 'ruff'],
+        # The peer beside which experiments/benchmarks measures.
+        'benchmark': ['torch'],
+        # TFDS's own test of builders needs dill.
+        'test': ['dill', 'mypy', 'pytest', 'ruff'],
     },
 )

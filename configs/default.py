@@ -39,6 +39,75 @@ def _add_networks(config: ConfigDict) -> None:
     config.discriminator.patchgan.init_std = 0.02  # kernels start as N(0, init_std)
 
 
+def _add_data(config: ConfigDict) -> None:
+    """Adds what is trained on, and how examples are made of it."""
+    config.data = ConfigDict()
+    # How the data lies on disk; auto recognises all but the last two: prepared | sidd | sidd_blocks | polyu |
+    # polyu_full | inria | fmd | crops | cifar10 | pairs | list | ffhq | side_by_side | labelled | clean | tfds | sample
+    config.data.layout = 'auto'
+    config.data.dir = optional(str)  # its folder; for tfds the name of a set, such as cifar10
+    config.data.direction = 'AtoB'  # A is the input and B the target; BtoA exchanges them
+    config.data.channels = 3  # of the images inside the networks: 3 | 1; files of other kinds are converted
+    config.data.mask_values = ()  # the values that masks (side A) may have; () where A is no mask
+    config.data.on_problem = 'stop'  # stop | drop the examples that are wrong, and say how many
+
+    config.data.own_split = True  # take the split that the set comes with, where it has one
+    config.data.split = (0.7, 0.15, 0.15)  # train, val, test; by scene
+    config.data.split_seed = 0  # apart from `seed`, so that repeated trainings are scored on the same images
+    config.data.limit = (None, None, None)  # at most so many examples (tiles) of train, val, test, evenly spread
+
+    config.data.grid = (1, 1)  # rows and columns that each image is cut into
+    config.data.tile_size = optional(int)  # or tiles of so many pixels; None: whole images
+    config.data.tile_overlap = 0  # of neighbouring tiles, pixels
+    config.data.resize = optional(int)  # each image or tile is resized to this square; None: as it is
+
+    config.data.crop_size = 256  # pixels; random square crops in training
+    config.data.flip = True  # mirror left to right, half of the time
+    config.data.rotate = False  # turn by random multiples of 90°
+    config.data.permute_channels = False  # put the colours in a random order
+    config.data.jitter = 0.0  # brightness, contrast, saturation change by factors within 1 ± this
+    config.data.mixup = 0.0  # probability of mixing in a second example
+    config.data.cut_blur = 0.0  # probability of exchanging a rectangle of input and target in the input
+
+    config.data.cache_mb = 1024  # MiB of decoded images kept in memory
+    config.data.threads = optional(int)  # that decode; None: one a core
+    config.data.prefetch = 4  # batches made ahead
+
+
+def _add_degradations(config: ConfigDict) -> None:
+    """Adds a section for each degradation; pairs are the lowest and the highest, drawn between for each image."""
+    config.degrade.awgn = ConfigDict()
+    config.degrade.awgn.mean = 0.0  # of the noise
+    config.degrade.awgn.std = (0.02, 0.2)  # its standard deviation; 0.1 is 25.5 of 255
+    config.degrade.awgn.percentage = (1.0, 1.0)  # how much of the noise is added; 1 is all
+    config.degrade.camera = ConfigDict()
+    config.degrade.camera.shot = (0.0005, 0.01)  # gain of the shot noise on the sensor
+    config.degrade.camera.read = (0.001, 0.02)  # standard deviation of the read noise on the sensor
+    config.degrade.camera.quality = (70, 98)  # of the JPEG, 1 to 100
+    config.degrade.camera.red_gain = (1.9, 2.4)  # white balance, red over green; at least 1
+    config.degrade.camera.blue_gain = (1.5, 1.9)  # white balance, blue over green; at least 1
+    config.degrade.gaussian_blur = ConfigDict()
+    config.degrade.gaussian_blur.sigma = (0.0, 3.0)  # standard deviation, pixels
+    config.degrade.jpeg = ConfigDict()
+    config.degrade.jpeg.quality = (10, 90)  # libjpeg's, 1 to 100
+    config.degrade.lens_blur = ConfigDict()
+    config.degrade.lens_blur.radius = (0.0, 6.0)  # of the disc, pixels
+    config.degrade.lens_blur.linear_light = True  # blurred before the sRGB curve, as in a lens
+    config.degrade.motion_blur = ConfigDict()
+    config.degrade.motion_blur.length = (0.0, 20.0)  # way of the camera, pixels
+    config.degrade.motion_blur.angle = (0.0, 180.0)  # degrees from the horizontal, anticlockwise
+    config.degrade.poisson = ConfigDict()
+    config.degrade.poisson.peak = (10.0, 300.0)  # photons at full scale; the fewer, the more noise
+    config.degrade.quantisation = ConfigDict()
+    config.degrade.quantisation.levels = (8, 64)  # of each channel, at least 2
+    config.degrade.resample = ConfigDict()
+    config.degrade.resample.factor = (1.0, 4.0)  # sides of the image over those of the small one; at least 1
+    config.degrade.salt_and_pepper = ConfigDict()
+    config.degrade.salt_and_pepper.amount = (0.0, 0.1)  # share of the values set to 0 or to 1
+    config.degrade.speckle = ConfigDict()
+    config.degrade.speckle.std = (0.0, 0.3)  # standard deviation of the factor by which values are off
+
+
 def get_config() -> ConfigDict:
     """Returns all keys; locked, so that a mistyped key fails."""
     config = ConfigDict()
@@ -48,24 +117,17 @@ def get_config() -> ConfigDict:
     # Form of the strided convolutions: auto (by back end) | native | phase | gemm; all give the same values.
     config.conv_form = 'auto'
 
-    config.data = ConfigDict()
-    config.data.layout = 'pairs'  # how the data lies on disk: pairs | polyu | sample | sidd
-    config.data.dir = optional(str)  # its folder
-    config.data.split = (0.7, 0.15, 0.15)  # train, val, test; by scene; where the layout has no split of its own
-    config.data.split_seed = 0  # apart from `seed`, so that repeated trainings are scored on the same images
-    config.data.crop_size = 256  # pixels; random square crops in training
-    config.data.flip = True  # mirror left to right, half of the time
-    config.data.rotate = False  # turn by random multiples of 90°
-    config.data.cache_mb = 1024  # MiB of decoded files kept in memory
-    config.data.threads = optional(int)  # that decode; None: one a core
-    config.data.prefetch = 4  # batches made ahead
+    _add_data(config)
 
     # Makes the condition from the target; `none` where the data set has both.
     config.degrade = ConfigDict()
-    config.degrade.name = 'none'  # none | poisson_gaussian
+    # none | awgn | camera | gaussian_blur | jpeg | lens_blur | motion_blur | poisson | poisson_gaussian |
+    # quantisation | resample | salt_and_pepper | speckle; joined by +, one after the other: lens_blur+awgn+jpeg.
+    config.degrade.name = 'none'
     config.degrade.poisson_gaussian = ConfigDict()
     config.degrade.poisson_gaussian.shot = (0.008, 0.012)  # gain of the shot noise, lowest and highest
     config.degrade.poisson_gaussian.read = (0.008, 0.012)  # standard deviation of the read noise, likewise
+    _add_degradations(config)
 
     _add_networks(config)
     config.norm = ConfigDict()

@@ -1,4 +1,4 @@
-"""Your own image pairs, with the settings of pix2pix: {train,val,test}/{input,target}/, or one input/ and target/.
+"""Your own image pairs, with the settings of pix2pix: two folders, images side by side, or a list of pairs.
 
 python -m p2p_jax.main --config=configs/pairs.py --config.data.dir=/path/to/pairs
 """

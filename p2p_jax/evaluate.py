@@ -12,12 +12,12 @@ import numpy as np
 
 from p2p_jax import inference, report
 from p2p_jax.checkpoint import replicate
-from p2p_jax.data import LAYOUTS, images
+from p2p_jax.data import images
 from p2p_jax.data.pipeline import Shard, evaluation_batches, split_over_devices
-from p2p_jax.data.records import Record, Splits, load, verify
+from p2p_jax.data.records import Record
+from p2p_jax.datasets import check_stored_splits, find_splits
 from p2p_jax.job import AXIS, Job
-from p2p_jax.lookup import pick
-from p2p_jax.metrics import SSIM_WINDOW, EvaluationMetrics
+from p2p_jax.metrics import EvaluationMetrics
 from p2p_jax.steps import evaluation_step
 
 
@@ -32,22 +32,6 @@ class Evaluation:
 
     scores: dict[str, Any]
     pictures: list[list[np.ndarray]]
-
-
-def find_splits(config: ml_collections.ConfigDict, names: Sequence[str]) -> Splits:
-    """Finds and checks the records of the named splits.
-
-    Raises:
-      UserError: whatever is wrong with the data.
-    """
-    layout = pick(LAYOUTS, config.data.layout, 'data.layout')
-    root = None if config.data.dir is None else Path(config.data.dir)
-    splits = load(layout, root, config.data.split, config.data.split_seed)
-    crop, window = config.data.crop_size, SSIM_WINDOW
-    least = {'train': (crop, f'data.crop_size={crop}')}
-    return {
-        name: verify(splits[name], *least.get(name, (window, f"SSIM's window of {window} pixels"))) for name in names
-    }
 
 
 def build_evaluator(
@@ -75,13 +59,21 @@ def build_evaluator(
         """Scores the variables, which are equal on all devices."""
         total: EvaluationMetrics | None = None
         pictures: list[list[np.ndarray]] = []
-        for batch in evaluation_batches(records, batch_size=batch_size, crop_size=config.eval.crop_size, shard=shard):
+        batches = evaluation_batches(
+            records,
+            batch_size=batch_size,
+            crop_size=config.eval.crop_size,
+            channels=config.data.channels,
+            shard=shard,
+            threads=config.data.threads,
+        )
+        for batch in batches:
             scores, *shown = step(variables, key, split_over_devices(batch, jax.local_device_count()))
             total = scores if total is None else total.merge(scores)
             wanted = min(config.eval.pictures - len(pictures), int(batch['mask'].sum()))
             if wanted > 0:
                 flat = [np.asarray(image).reshape(-1, *image.shape[2:])[:wanted] for image in shown]
-                targets = batch['target'][:wanted] / np.float32(255)
+                targets = batch['target'][:wanted] / np.float32(np.iinfo(batch['target'].dtype).max)
                 pictures += [list(row) for row in zip(*flat, targets, strict=True)]
         assert total is not None, 'a split is never empty'
         return Evaluation(_scores(total), pictures)
@@ -119,7 +111,9 @@ def evaluate_workdir(workdir: Path, which: str, output: Path | None = None, pict
       UserError: no such checkpoint, or something wrong with the data.
     """
     model = inference.load(workdir, which)
-    records = find_splits(model.config, ['test'])['test']
+    splits = find_splits(model.config, ['test'])
+    check_stored_splits(workdir, splits)
+    records = splits['test']
     print(f'{workdir}: checkpoint {model.step}, {len(records)} test examples …', flush=True)
     evaluation = build_evaluator(model.job, model.config, records)(model.variables)
     print(describe(model.config, 'test', evaluation))
@@ -127,6 +121,6 @@ def evaluate_workdir(workdir: Path, which: str, output: Path | None = None, pict
         report.write_json(output, evaluation.scores)
         print(f'numbers: {output}')
     if picture and evaluation.pictures and jax.process_index() == 0:
-        images.write_png(picture, report.grid(evaluation.pictures, [*model.config.eval.names, 'target']))
+        images.write_image(picture, report.grid(evaluation.pictures, [*model.config.eval.names, 'target']))
         print(f'picture: {picture}')
     return evaluation

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from p2p_jax.checkpoint import Checkpoints
 from p2p_jax.data import images
-from p2p_jax.job import Job, build_job
+from p2p_jax.job import Job, build_job, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.report import duration
 
@@ -53,8 +52,8 @@ def load(workdir: Path, which: str) -> Model:
         step = checkpoints.find(which)
         config = ml_collections.ConfigDict(checkpoints.config(step))
         job = build_job(config, steps=1)  # nothing is trained: the schedules' length plays no part
-        size = (config.data.crop_size, config.data.crop_size, images.CHANNELS)
-        state = checkpoints.restore(step, jax.eval_shape(lambda: job.create_state(config.seed, size)))
+        shapes = jax.eval_shape(lambda: job.create_state(config.seed, training_size(config)))
+        state = checkpoints.restore(step, shapes)
     finally:
         checkpoints.close()
     return Model(config, job, state.evaluated, step)
@@ -78,7 +77,7 @@ def _plan(source: Path, output: Path) -> list[tuple[Path, Path]]:
             problems.append(f'{target} exists and is not overwritten')
         plan.setdefault(target, path)
         try:
-            images.image_size(path)
+            images.header(str(path), path)
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -86,8 +85,25 @@ def _plan(source: Path, output: Path) -> list[tuple[Path, Path]]:
     return [(path, target) for target, path in plan.items()]
 
 
+def _to_batch(image: np.ndarray, channels: int) -> np.ndarray:
+    """Returns what a network of 1 or 3 channels takes, float32 (n, h, w, channels) in [0, 1].
+
+    A network for grey images takes the three colours one after another.
+    """
+    scaled = image.astype(np.float32) / np.iinfo(image.dtype).max
+    colours = scaled[..., :1] if image.shape[-1] < 3 else scaled[..., :3]
+    if channels == 1:
+        return np.moveaxis(colours, -1, 0)[..., None]
+    return np.broadcast_to(colours, (*colours.shape[:2], channels))[None]
+
+
+def _from_batch(result: np.ndarray) -> np.ndarray:
+    """Undoes `_to_batch`: (h, w, 1 or 3)."""
+    return np.moveaxis(result[..., 0], 0, -1) if result.shape[-1] == 1 else result[0]
+
+
 def predict(workdir: Path, which: str, source: Path, output: Path) -> int:
-    """Applies a generator to whole 8-bit images and writes PNGs.
+    """Applies a generator to whole images and writes PNGs of the images' own depth and channels.
 
     Args:
       workdir: of the training.
@@ -105,21 +121,18 @@ def predict(workdir: Path, which: str, source: Path, output: Path) -> int:
     model = load(workdir, which)
     print(f'{workdir}: checkpoint {model.step}; {len(plan)} images', flush=True)
 
-    @jax.jit
-    def apply(variables: Any, image: jax.Array) -> jax.Array:
-        result = model.job.apply(variables, image[None].astype(jnp.float32) / 255)[0]
-        return jnp.round(result * 255).astype(jnp.uint8)
-
+    apply = jax.jit(lambda variables, image: model.job.apply(variables, image))
     start = time.monotonic()
     sizes: set[tuple[int, ...]] = set()
     for done, (path, target) in enumerate(plan, 1):
-        image = images.read_image(path)
-        sizes.add(image.shape)
+        original = images.decode(str(path), path)
+        pixels = _to_batch(original, model.config.data.channels)
+        sizes.add(pixels.shape)
         if len(sizes) > _PROGRAMS:
             apply.clear_cache()  # type: ignore[attr-defined]
-            sizes = {image.shape}
-        result = apply(model.variables, image)
-        images.write_png(target, np.asarray(result))
+            sizes = {pixels.shape}
+        result = _from_batch(np.asarray(apply(model.variables, pixels)))
+        images.write_image(target, images.restore_format(result, original))
         left = (time.monotonic() - start) / done * (len(plan) - done)
         print(f'{done}/{len(plan)} | ETA {duration(left)} | {target}', flush=True)
     return len(plan)

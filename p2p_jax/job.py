@@ -1,6 +1,8 @@
 """What a configuration means: the row of each table that it chooses, checked and put together."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +12,7 @@ import ml_collections
 import optax
 from flax import linen as nn
 
-from p2p_jax.data.degrade import DEGRADATIONS, Degradation
-from p2p_jax.data.images import CHANNELS
+from p2p_jax.data.degrade import DEGRADATIONS, Degradation, chain, cut_blur
 from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.losses import GAN_LOSSES, PIXEL_LOSSES, GanLoss, PixelLoss
 from p2p_jax.metrics import SSIM_WINDOW
@@ -57,6 +58,7 @@ class Job:
       adversary: None where the generator trains alone.
       pixel_losses: name to (loss, weight).
       degradation: makes the condition from a clean image, or None.
+      cut_blur: probability of exchanging a rectangle of condition and target in the condition, in training.
       value_range: lowest and highest value of the images inside the networks.
       ema_decay: 0 keeps no averages.
     """
@@ -67,6 +69,7 @@ class Job:
     adversary: Adversary | None
     pixel_losses: dict[str, tuple[PixelLoss, float]]
     degradation: Degradation | None
+    cut_blur: float
     value_range: tuple[float, float]
     ema_decay: float
 
@@ -92,12 +95,25 @@ class Job:
         low, high = self.value_range
         return jnp.clip((image - low) / (high - low), 0.0, 1.0)
 
-    def images(self, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns condition and target as float32 in [0, 1]; degrades by `key` and the examples' index."""
-        condition, target = (batch[name].astype(jnp.float32) / 255 for name in ('condition', 'target'))
+    def images(
+        self, batch: dict[str, jax.Array], key: jax.Array, *, training: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns condition and target as float32 in [0, 1].
+
+        Args:
+          batch: 'condition', 'target' (n, h, w, c) in their stored integers; 'index' (n,).
+          key: of the degradations, together with each example's index.
+          training: what else is drawn for each example happens as well.
+        """
+        condition, target = (
+            batch[name].astype(jnp.float32) / jnp.iinfo(batch[name].dtype).max for name in ('condition', 'target')
+        )
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch['index'])
         if self.degradation:
-            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch['index'])
             condition = jax.vmap(self.degradation)(condition, keys)
+        if training and self.cut_blur:
+            draw = functools.partial(cut_blur, probability=self.cut_blur)
+            condition = jax.vmap(draw)(condition, target, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
         return condition, target
 
     def apply(self, variables: PyTree, condition: jax.Array) -> jax.Array:
@@ -110,20 +126,64 @@ def _shares(value: Any) -> bool:
     return 0 <= value < 1
 
 
-def _bounds(value: Any) -> bool:
-    return len(value) == 2 and 0 < value[0] <= value[1]
+def _probability(value: Any) -> bool:
+    return 0 <= value <= 1
+
+
+def _bounds(least: float, most: float = math.inf) -> Callable[[Any], bool]:
+    return lambda value: len(value) == 2 and least <= value[0] <= value[1] <= most
 
 
 # What a key's value must be, where its type alone does not say it.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'seed': (lambda v: 0 <= v < 2**31, 'an integer from 0 to 2³¹ - 1'),
     'value_range': (lambda v: len(v) == 2 and v[0] < v[1], 'two numbers, the lower first'),
+    'data.direction': (lambda v: v in ('AtoB', 'BtoA'), 'AtoB or BtoA'),
+    'data.channels': (lambda v: v in (1, 3), '1 or 3'),
+    'data.on_problem': (lambda v: v in ('stop', 'drop'), 'stop or drop'),
+    'data.split': (
+        lambda v: len(v) == 3 and min(v) > 0 and abs(sum(v) - 1) < 1e-6,
+        'three positive shares (train, val, test) that sum to 1',
+    ),
+    'data.limit': (
+        lambda v: len(v) == 3 and all(n is None or n >= 1 for n in v),
+        'three counts (train, val, test), each at least 1 or None',
+    ),
+    'data.grid': (lambda v: len(v) == 2 and min(v) >= 1, 'two counts, rows and columns, at least 1'),
+    'data.tile_size': (lambda v: v >= 1, 'at least 1, or None'),
+    'data.tile_overlap': (lambda v: v >= 0, 'at least 0'),
+    'data.resize': (lambda v: v >= 1, 'at least 1, or None'),
     'data.crop_size': (lambda v: v >= 1, 'at least 1'),
+    'data.jitter': (_shares, 'in [0, 1)'),
+    'data.mixup': (_probability, 'in [0, 1]'),
+    'data.cut_blur': (_probability, 'in [0, 1]'),
     'data.cache_mb': (lambda v: v >= 0, 'at least 0'),
     'data.threads': (lambda v: v >= 1, 'at least 1, or None'),
     'data.prefetch': (lambda v: v >= 1, 'at least 1'),
-    'degrade.poisson_gaussian.shot': (_bounds, 'two positive numbers, the lower first'),
-    'degrade.poisson_gaussian.read': (_bounds, 'two positive numbers, the lower first'),
+    **{
+        f'degrade.{name}': (_bounds(least), f'two numbers of at least {least}, the lower first')
+        for name, least in {
+            'awgn.std': 0,
+            'awgn.percentage': 0,
+            'poisson.peak': 1e-3,
+            'poisson_gaussian.shot': 1e-9,
+            'poisson_gaussian.read': 1e-9,
+            'camera.shot': 1e-9,
+            'camera.read': 1e-9,
+            'camera.red_gain': 1,
+            'camera.blue_gain': 1,
+            'gaussian_blur.sigma': 0,
+            'lens_blur.radius': 0,
+            'motion_blur.length': 0,
+            'motion_blur.angle': -360,
+            'quantisation.levels': 2,
+            'resample.factor': 1,
+            'salt_and_pepper.amount': 0,
+            'speckle.std': 0,
+        }.items()
+    },
+    'degrade.jpeg.quality': (_bounds(1, 100), 'two numbers from 1 to 100, the lower first'),
+    'degrade.camera.quality': (_bounds(1, 100), 'two numbers from 1 to 100, the lower first'),
     'generator.unet.init_std': (lambda v: v >= 0, 'at least 0'),
     'discriminator.patchgan.strided': (lambda v: v >= 0, 'at least 0'),
     'discriminator.patchgan.unstrided': (lambda v: v >= 0, 'at least 0'),
@@ -144,7 +204,8 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 # Keys that may be None; of each pair of lengths, one is.
-_OPTIONAL = {'data.dir', 'data.threads', 'eval.crop_size', 'optim.discriminator.lr', 'train.steps', 'train.epochs'}
+_OPTIONAL = {'data.dir', 'data.tile_size', 'data.resize', 'data.threads', 'eval.crop_size', 'optim.discriminator.lr'}
+_OPTIONAL |= {'train.steps', 'train.epochs'}
 _OPTIONAL |= {f'{section}.every_{unit}' for section in ('log', 'eval', 'checkpoint') for unit in ('steps', 'epochs')}
 
 
@@ -154,6 +215,19 @@ def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
     return flat
+
+
+def _check_sizes(data: ml_collections.ConfigDict) -> list[str]:
+    """Finds sizes that contradict each other."""
+    problems = []
+    if data.tile_size and (data.tile_overlap or 0) >= data.tile_size:
+        problems.append(f'data.tile_overlap={data.tile_overlap}: expected less than data.tile_size={data.tile_size}')
+    if data.tile_size and tuple(data.grid) != (1, 1):
+        problems.append(f'data.grid={tuple(data.grid)} and data.tile_size={data.tile_size}: give one of them')
+    part = 'resize' if data.resize else 'tile_size'
+    if data[part] and data[part] < data.crop_size:
+        problems.append(f'data.crop_size={data.crop_size}: expected at most data.{part}={data[part]}')
+    return problems
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -169,6 +243,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             problems.append(f'{key}={values[key]}: expected {expected}')
     weights = {key: v for key, v in values.items() if key.startswith('loss.')}
     problems += [f'{key}={v}: expected at least 0' for key, v in weights.items() if v is not None and v < 0]
+    problems += _check_sizes(config.data)
     if not config.gan.weight and not any(weights.values()):
         problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
     if problems:
@@ -211,6 +286,24 @@ def _build_adversary(config: ml_collections.ConfigDict, steps: int) -> Adversary
     return Adversary(network, optimizer, schedule, loss, config.gan.weight, start)
 
 
+def _build_degradation(section: ml_collections.ConfigDict) -> Degradation | None:
+    """Builds what `degrade.name` names: none, one, or several joined by +, in that order."""
+    if section.name == 'none':
+        return None
+    names = section.name.split('+')
+    if 'none' in names:
+        raise UserError(f'degrade.name={section.name!r}: none stands alone')
+    # With none among the choices that the error lists.
+    table: dict[str, Any] = {'none': None, **DEGRADATIONS}
+    parts = [pick(table, name, 'degrade.name')(**section[name].to_dict()) for name in names]
+    return parts[0] if len(parts) == 1 else chain(*parts)
+
+
+def training_size(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of a training image."""
+    return config.data.crop_size, config.data.crop_size, config.data.channels
+
+
 def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
     """Puts together what a configuration names.
 
@@ -223,17 +316,16 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
     """
     check(config)
     schedule = build_schedule(config.optim.schedule, config.optim.lr, steps)
-    name = config.degrade.name
-    build = pick({'none': None, **DEGRADATIONS}, name, 'degrade.name')
     return Job(
-        generator=_build_network(config, 'generator', GENERATORS, out_channels=CHANNELS),
+        generator=_build_network(config, 'generator', GENERATORS, out_channels=config.data.channels),
         optimizer=build_optimizer(schedule, config.optim.b1, config.optim.b2),
         schedule=schedule,
         adversary=_build_adversary(config, steps),
         pixel_losses={
             name: (pick(PIXEL_LOSSES, name, 'loss'), term.weight) for name, term in config.loss.items() if term.weight
         },
-        degradation=build(**config.degrade[name].to_dict()) if build else None,
+        degradation=_build_degradation(config.degrade),
+        cut_blur=config.data.cut_blur,
         value_range=tuple(config.value_range),
         ema_decay=config.ema.decay,
     )

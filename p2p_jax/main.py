@@ -4,6 +4,8 @@ usage: python -m p2p_jax.main [VERB] --FLAG=VALUE …
 
 verbs:
   train      (default) trains a configuration; resumes by itself where the workdir holds a training
+  audit      looks at all data that a configuration names and lists what is wrong with it; exit code 1 if anything is
+  prepare    cuts the data of a configuration once and stores it for fast reading
   evaluate   scores a checkpoint on the test split
   predict    applies a checkpoint to images of any size
 
@@ -12,6 +14,10 @@ flags of train:
   --config.KEY=VALUE      overrides a key of configs/default.py, for example --config.optim.lr=1e-4
   --workdir=DIR           of checkpoints, logs, pictures; default runs/<name of the config file>
 
+flags of audit and prepare:
+  --config=FILE, --config.KEY=VALUE
+  --output=FILE_OR_DIR    of the findings as JSON; of the prepared set
+
 flags of evaluate:
   --workdir=DIR           of a training
   --checkpoint=WHICH      best (default), latest or a step
@@ -19,11 +25,12 @@ flags of evaluate:
 
 flags of predict:
   --workdir=DIR, --checkpoint=WHICH
-  --input=FILE_OR_DIR     8-bit images; subfolders are kept
-  --output=DIR            of the results, PNG; nothing is overwritten
+  --input=FILE_OR_DIR     images of 8 or 16 bits; subfolders are kept
+  --output=DIR            of the results, PNG of the input's depth and channels; nothing is overwritten
 
 examples:
   python -m p2p_jax.main --config=configs/sample.py --workdir=runs/sample
+  python -m p2p_jax.main audit --config=configs/polyu.py --config.data.dir=/path/to/polyu
   python -m p2p_jax.main evaluate --workdir=runs/sample --output=report.json
   python -m p2p_jax.main predict --workdir=runs/sample --input=photos --output=denoised
 """
@@ -56,6 +63,18 @@ def _train(config: Any) -> None:
     train(config, Path(_WORKDIR.value or Path('runs') / source.stem))
 
 
+def _audit(config: Any) -> int:
+    from p2p_jax.datasets import audit_data
+
+    return 0 if audit_data(config, Path(_OUTPUT.value) if _OUTPUT.value else None) else 1
+
+
+def _prepare(config: Any) -> None:
+    from p2p_jax.datasets import prepare
+
+    prepare(config, Path(_OUTPUT.value))
+
+
 def _evaluate(_: Any) -> None:
     from p2p_jax.evaluate import evaluate_workdir
 
@@ -71,6 +90,8 @@ def _predict(_: Any) -> None:
 # Verb: (what it does, the flags that it needs, the flags that it may have).
 _VERBS = {
     'train': (_train, ('config',), ('workdir',)),
+    'audit': (_audit, ('config',), ('output',)),
+    'prepare': (_prepare, ('config', 'output'), ()),
     'evaluate': (_evaluate, ('workdir',), ('checkpoint', 'output')),
     'predict': (_predict, ('workdir', 'input', 'output'), ('checkpoint',)),
 }
@@ -130,7 +151,7 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str]) -> int:
     verb, *more = _parse(argv) or ['train']
     act, needed, optional = pick(_VERBS, verb, 'verb')
     if more:
@@ -141,7 +162,7 @@ def _run(argv: list[str]) -> None:
         raise UserError(f'{verb} needs {" and ".join(missing)}; see --help')
     for name in sorted(given - {*needed, *optional}):
         raise UserError(f'{verb} takes no --{name}; see --help')
-    act(_CONFIG.value)
+    return act(_CONFIG.value) or 0
 
 
 def _quiet() -> None:
@@ -159,14 +180,16 @@ def main(argv: list[str]) -> int:
         return 0
     _quiet()
     try:
-        _run(argv)
+        return _run(argv)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('interrupted; a training goes on from its latest checkpoint when started again', file=sys.stderr)
+        print(
+            'interrupted; when started again, a training goes on from its latest checkpoint, the rest begins anew',
+            file=sys.stderr,
+        )
         return 130
-    return 0
 
 
 if __name__ == '__main__':

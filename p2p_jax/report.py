@@ -30,17 +30,21 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> str:
     return '\n'.join(lines)
 
 
+def _colours(image: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.rint(image * 255).astype(np.uint8), (*image.shape[:2], 3))
+
+
 def grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> np.ndarray:
     """Returns one picture with a row for each example and a caption over each column.
 
     Args:
-      rows: for each example its images, float (h, w, 3) in [0, 1], of equal size within the row.
+      rows: for each example its images, float (h, w, 1 or 3) in [0, 1], of equal size within the row.
       captions: one for each column.
 
     Returns:
       uint8 (height, width, 3).
     """
-    tiles = [[np.rint(centre_crop(image, _LARGEST) * 255).astype(np.uint8) for image in row] for row in rows]
+    tiles = [[_colours(centre_crop(image, _LARGEST)) for image in row] for row in rows]
     width = max(sum(tile.shape[1] + _GAP for tile in row) for row in tiles) - _GAP
     height = _CAPTION + sum(row[0].shape[0] + _GAP for row in tiles) - _GAP
     canvas = Image.new('RGB', (width, height), 'white')

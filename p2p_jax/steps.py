@@ -132,7 +132,7 @@ def train_step(
     """
     degrade_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.batch))
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
-    condition, target = (job.to_network(image) for image in job.images(batch, degrade_key))
+    condition, target = (job.to_network(image) for image in job.images(batch, degrade_key, training=True))
 
     def generate(params: PyTree) -> tuple[jax.Array, PyTree]:
         image, changed = job.generator.apply(

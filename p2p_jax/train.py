@@ -7,7 +7,6 @@ import functools
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +17,13 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from p2p_jax import report
+from p2p_jax import datasets, report
 from p2p_jax.checkpoint import Checkpoints, replicate
 from p2p_jax.data import images
-from p2p_jax.data.pipeline import Shard, TrainData, split_over_devices
-from p2p_jax.data.records import Record, Splits
-from p2p_jax.evaluate import build_evaluator, describe, evaluate_workdir, find_splits
-from p2p_jax.job import AXIS, Job, build_job, check, flatten
+from p2p_jax.data.pipeline import Augmentation, Shard, TrainData, split_over_devices
+from p2p_jax.data.records import SPLITS, Splits
+from p2p_jax.evaluate import build_evaluator, describe, evaluate_workdir
+from p2p_jax.job import AXIS, Job, build_job, check, flatten, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.state import TrainState
 from p2p_jax.steps import train_step
@@ -37,7 +36,9 @@ if TYPE_CHECKING:
 _IN_FLIGHT = 16
 
 # A resumed training must not change these: the networks, or the data that scores were measured on.
-_FIXED = ('generator', 'discriminator', 'value_range', 'seed', 'data.layout', 'data.split', 'data.split_seed')
+_FIXED_DATA = ('split', 'split_seed', 'own_split', 'limit', 'direction', 'channels')
+_FIXED_CUTS = ('grid', 'tile_size', 'tile_overlap', 'resize')
+_FIXED = ('generator', 'discriminator', 'value_range', 'seed', *(f'data.{key}' for key in (*_FIXED_DATA, *_FIXED_CUTS)))
 _FIXED_SWITCHES = ('gan.weight', 'ema.decay')  # zero or not decides what the state holds
 
 
@@ -203,7 +204,7 @@ class Run:
         if evaluation.pictures and jax.process_index() == 0:
             picture = report.grid(evaluation.pictures, [*self.config.eval.names, 'target'])
             self.writer.write_images(step, {'val': picture[None]})
-            images.write_png(self.workdir / 'samples' / f'{step:07}.png', picture)
+            images.write_image(self.workdir / 'samples' / f'{step:07}.png', picture)
         _say(describe(self.config, f'validation at step {step}', evaluation))
         progress.last_score = f'val {psnr:.2f} dB'
         self.save(step, state, psnr)
@@ -280,15 +281,9 @@ def _cut_back(path: Path, step: int) -> None:
         temporary.replace(path)
 
 
-def _count(records: list[Record]) -> str:
-    scenes = len({record.scene for record in records})
-    return f'{len(records)} examples of {scenes} scenes'
-
-
 def _initial_state(job: Job, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path) -> TrainState:
     """Restores the latest checkpoint, or builds the state at step 0."""
-    size = (config.data.crop_size, config.data.crop_size, images.CHANNELS)
-    create = functools.partial(job.create_state, config.seed, size)
+    create = functools.partial(job.create_state, config.seed, training_size(config))
     step = checkpoints.latest()
     if step is None:
         return replicate(jax.jit(create)())
@@ -302,12 +297,11 @@ def _data(config: ml_collections.ConfigDict, splits: Splits) -> TrainData:
     return TrainData(
         splits['train'],
         batch_size=config.train.batch_size,
-        crop_size=config.data.crop_size,
-        flip=config.data.flip,
-        rotate=config.data.rotate,
+        channels=config.data.channels,
+        augmentation=Augmentation(**{f.name: config.data[f.name] for f in dataclasses.fields(Augmentation)}),
         seed=config.seed,
         cache_mb=config.data.cache_mb,
-        threads=config.data.threads or os.cpu_count() or 1,
+        threads=config.data.threads,
         prefetch=config.data.prefetch,
         shard=Shard(jax.process_index(), jax.process_count()),
     )
@@ -325,11 +319,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     check(config)
     _check_batch(config)
-    splits = find_splits(config, ('train', 'val', 'test'))
-    _say('data: ' + '; '.join(f'{name} {_count(records)}' for name, records in splits.items()))
+    splits = datasets.find_splits(config, SPLITS, _say)
+    _say(datasets.describe(splits))
+    datasets.check_stored_splits(workdir, splits)
     lengths = Lengths.of(config, len(splits['train']))
     job = build_job(config, lengths.total)
-    size = (config.data.crop_size, config.data.crop_size, images.CHANNELS)
+    size = training_size(config)
     jax.eval_shape(lambda: job.create_state(config.seed, size))  # raises where options do not go together
 
     checkpoints = Checkpoints(workdir)
@@ -341,6 +336,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
             if jax.process_index() == 0:
                 report.write_json(workdir / 'config.json', config.to_dict())
+                datasets.store_splits(workdir, splits)
                 _cut_back(workdir / 'metrics.jsonl', int(state.step))
             with (
                 _log_to_file(workdir),

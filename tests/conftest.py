@@ -26,7 +26,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from p2p_jax.data.images import write_png
+from p2p_jax.data.images import write_image
 
 
 def picture(seed: int, height: int = 48, width: int = 40) -> np.ndarray:
@@ -47,8 +47,8 @@ def write_pairs(folder: Path, count: int, seed: int = 0, **size: int) -> None:
     """Writes `count` pairs below input/ and target/."""
     for i in range(count):
         image = picture(seed + i, **size)
-        write_png(folder / 'target' / f'{i}.png', image)
-        write_png(folder / 'input' / f'{i}.png', noisy(image, seed + i))
+        write_image(folder / 'target' / f'{i}.png', image)
+        write_image(folder / 'input' / f'{i}.png', noisy(image, seed + i))
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def pairs(tmp_path: Path) -> Path:
     for seed, split in ((100, 'val'), (200, 'test')):
         write_pairs(root / split, 3, seed)
         image = picture(seed + 50, 30, 50)
-        write_png(root / split / 'target' / 'other.png', image)
-        write_png(root / split / 'input' / 'other.png', noisy(image, seed))
+        write_image(root / split / 'target' / 'other.png', image)
+        write_image(root / split / 'input' / 'other.png', noisy(image, seed))
     return root
 
 

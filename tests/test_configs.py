@@ -6,6 +6,7 @@ import pytest
 from configs import default
 from p2p_jax.data import LAYOUTS
 from p2p_jax.data.degrade import DEGRADATIONS
+from p2p_jax.data.records import AUTO
 from p2p_jax.job import build_job
 from p2p_jax.losses import PIXEL_LOSSES
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
@@ -22,7 +23,7 @@ def test_every_config_is_complete_locked_and_means_something(name):
         config.optm = 1
     job = build_job(config, 10)
     assert job.generator is not None
-    assert config.data.layout in LAYOUTS
+    assert config.data.layout in {AUTO, *LAYOUTS}
     if name != 'default':
         assert f'--config=configs/{name}.py' in module.__doc__
         assert len(Path(module.__file__).read_text().splitlines()) <= 40

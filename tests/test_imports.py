@@ -14,9 +14,19 @@ ORDER = [
     'p2p_jax',
     'p2p_jax.lookup',
     'p2p_jax.data.images',
+    'p2p_jax.data.sources',
     'p2p_jax.data.records',
-    'p2p_jax.data.degrade',
+    'p2p_jax.data.layouts',
+    'p2p_jax.data.labelled',
     'p2p_jax.data.sample',
+    'p2p_jax.data.prepared',
+    'p2p_jax.data.audit',
+    'p2p_jax.data.basics',
+    'p2p_jax.data.blur',
+    'p2p_jax.data.jpeg',
+    'p2p_jax.data.camera',
+    'p2p_jax.data.degrade',
+    'p2p_jax.data.builders',
     'p2p_jax.data.pipeline',
     'p2p_jax.data',
     'p2p_jax.models.layers',
@@ -31,6 +41,7 @@ ORDER = [
     'p2p_jax.steps',
     'p2p_jax.checkpoint',
     'p2p_jax.report',
+    'p2p_jax.datasets',
     'p2p_jax.inference',
     'p2p_jax.evaluate',
     'p2p_jax.writers',
@@ -96,7 +107,7 @@ def test_help_is_quick_and_light():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for verb in ('train', 'evaluate', 'predict'):
+    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict'):
         assert f'\n  {verb} ' in done.stdout
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from p2p_jax.data.images import image_size, write_png
+from p2p_jax.data.images import header, write_image
+from tests import trees
 from tests.conftest import picture, write_pairs
-from tests.data.test_records import make_sidd
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -40,7 +40,7 @@ def run(*arguments, cwd=ROOT, expect=0):
     )
     assert done.returncode == expect, done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
-    if expect:
+    if expect == 2:
         assert done.stderr.startswith('error: '), done.stderr
         return done.stderr
     assert not done.stderr, 'libraries chatter on the screen'
@@ -88,11 +88,11 @@ def test_evaluate_writes_the_same_form(session):
 def test_predict_writes_whole_images_and_refuses_to_overwrite(session, tmp_path):
     root, _ = session
     for name, size in (('a.png', (33, 57)), ('deep/b.jpg', (16, 9))):
-        write_png(tmp_path / 'in' / name, picture(0, *size))
+        trees.save(tmp_path / 'in' / name, picture(0, *size))
     arguments = ('predict', f'--workdir={root / "run"}', f'--input={tmp_path / "in"}', f'--output={tmp_path / "out"}')
     assert '2/2 | ETA 0s' in run(*arguments)
-    assert image_size(tmp_path / 'out' / 'a.png') == (33, 57)
-    assert image_size(tmp_path / 'out' / 'deep' / 'b.png') == (16, 9)
+    assert header('a', tmp_path / 'out' / 'a.png').size == (33, 57)
+    assert header('b', tmp_path / 'out' / 'deep' / 'b.png').size == (16, 9)
     stamp = (tmp_path / 'out' / 'a.png').stat().st_mtime_ns
     message = run(*arguments, expect=2)
     assert 'a.png exists and is not overwritten' in message and 'b.png exists' in message
@@ -106,7 +106,7 @@ def test_predict_finds_bad_input_before_it_works(session, tmp_path):
     (tmp_path / 'in').mkdir()
     arguments = ('predict', f'--workdir={root / "run"}', f'--input={tmp_path / "in"}', f'--output={tmp_path / "out"}')
     assert 'no images there' in run(*arguments, expect=2)
-    write_png(tmp_path / 'in' / 'a.png', picture(0))
+    write_image(tmp_path / 'in' / 'a.png', picture(0))
     (tmp_path / 'in' / 'a.jpg').write_text('broken')
     message = run(*arguments, expect=2)
     assert 'a.jpg: not a readable image' in message and 'would both be written to' in message
@@ -128,10 +128,11 @@ def test_sidd_without_data_says_all_at_once(tmp_path):
 
 
 def test_sidd_trains_from_its_published_folders(tmp_path):
-    root = make_sidd(tmp_path / 'SIDD_Medium_Srgb')
+    root = tmp_path / 'SIDD_Medium_Srgb'
+    trees.sidd(root)
     small = [a for a in SMALL if 'dropout' not in a]
     out = run('--config=configs/sidd.py', f'--config.data.dir={root}', f'--workdir={tmp_path / "run"}', *small)
-    assert 'central 1024×1024' in out and 'denoised' in out
+    assert 'test: 2 examples, whole images' in out and 'denoised' in out
 
 
 def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
@@ -153,14 +154,34 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
         (['--config=configs/sample.py', '--config.optim.lr=fast'], 'could not convert string to float'),
         (['--config=configs/sample.py:fast'], 'configs/sample.py has no presets; leave out :fast'),
         (['--config.optim.lr=1'], 'needs --config=FILE'),
-        (['trian', '--config=configs/sample.py'], "verb='trian' is unknown. Available: evaluate, predict, train"),
+        (
+            ['trian', '--config=configs/sample.py'],
+            "verb='trian' is unknown. Available: audit, evaluate, predict, prepare, train",
+        ),
         ([], 'train needs --config'),
         (['predict', '--workdir=x'], 'predict needs --input and --output'),
         (['evaluate', '--workdir=/none'], '/none: no checkpoints there'),
         (['evaluate', '--workdir=x', '--input=y'], 'evaluate takes no --input'),
+        (['audit', '--output=x'], 'audit needs --config'),
+        (['prepare', '--config=configs/polyu.py'], 'prepare needs --output'),
+        (
+            ['audit', '--config=configs/polyu.py', '--config.data.dir=/none'],
+            "data.dir='/none': no such folder; / holds",
+        ),
         (['train', 'now', '--config=configs/sample.py'], 'expected one verb'),
         (['--cofnig=x'], "Unknown command line flag 'cofnig'"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments, message):
     assert re.search(message, run(*arguments, expect=2))
+
+
+def test_audit_and_prepare(tmp_path):
+    write_pairs(tmp_path / 'set', 6, height=64, width=64)
+    flags = ['--config=configs/pairs.py', f'--config.data.dir={tmp_path / "set"}', '--config.data.crop_size=32']
+    assert 'no problems in 6 examples' in run('audit', *flags, f'--output={tmp_path / "audit.json"}')
+    assert 'train on it with' in run('prepare', *flags, f'--output={tmp_path / "out"}')
+    assert 'prepared already' in run('prepare', *flags, f'--output={tmp_path / "out"}')
+    (tmp_path / 'set' / 'input' / '0.png').write_bytes(b'')
+    assert '0 bytes' in run('audit', *flags, f'--output={tmp_path / "audit.json"}', expect=1)
+    assert len(json.loads((tmp_path / 'audit.json').read_text())['problems']) == 1

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from configs import polyu
-from p2p_jax import inference
+from p2p_jax import datasets, inference
 from p2p_jax.checkpoint import FOLDER, Checkpoints
-from p2p_jax.data.images import image_size, read_image
-from p2p_jax.evaluate import build_evaluator, evaluate_workdir, find_splits
-from p2p_jax.job import build_job, check
+from p2p_jax.data.images import decode, header, read_image, write_image
+from p2p_jax.datasets import find_splits
+from p2p_jax.evaluate import build_evaluator, evaluate_workdir
+from p2p_jax.job import build_job, check, training_size
 from p2p_jax.lookup import UserError
 from p2p_jax.train import Progress, check_resume, length_in_steps, train
-from tests.conftest import small_config, write_pairs
+from tests.conftest import picture, small_config, write_pairs
 
 pytestmark = pytest.mark.usefixtures('fresh_caches')
 
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.usefixtures('fresh_caches')
 def restore(workdir, config, step):
     checkpoints = Checkpoints(workdir, read_only=True)
     job = build_job(config, 10)
-    size = (config.data.crop_size, config.data.crop_size, 3)
-    state = checkpoints.restore(step, jax.eval_shape(lambda: job.create_state(config.seed, size)))
+    shapes = jax.eval_shape(lambda: job.create_state(config.seed, training_size(config)))
+    state = checkpoints.restore(step, shapes)
     checkpoints.close()
     return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
 
@@ -109,7 +110,7 @@ def test_scores_are_means_over_examples_of_what_predict_would_give(trained):
     model = inference.load(workdir, 'latest')
     values = []
     for record in find_splits(config, ['val'])['val']:
-        condition, target = (read_image(path) / np.float32(255) for path in (record.input, record.target))
+        condition, target = (source.read() / np.float32(255) for source in record.sources)
         output = np.asarray(model.job.apply(model.variables, condition[None]))[0]
         values.append(-10 * np.log10(np.mean((np.float64(output) - target) ** 2)))
     assert [line for line in read_log(workdir) if 'val/psnr' in line][-1]['val/psnr'] == pytest.approx(
@@ -205,19 +206,26 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
         ({'discriminator.name': 'x'}, "discriminator.name='x' is unknown. Available: patchgan"),
         ({'generator.unet.norm': 'layer'}, "generator.unet.norm='layer' is unknown. Available: batch, group, instance"),
         ({'gan.mode': 'wgan'}, "gan.mode='wgan' is unknown. Available: lsgan, vanilla"),
-        ({'degrade.name': 'blur'}, "degrade.name='blur' is unknown. Available: none, poisson_gaussian"),
+        ({'degrade.name': 'lensblur'}, "degrade.name='lensblur' is unknown. Available: .*Did you mean 'lens_blur'"),
+        ({'degrade.name': 'awgn+none'}, "degrade.name='awgn.none': none stands alone"),
+        ({'degrade.name': 'awgn+jpg'}, "degrade.name='jpg' is unknown. Available: .*poisson_gaussian"),
         ({'data.layout': 'polu'}, "data.layout='polu' is unknown. Available: .*Did you mean 'polyu'"),
         ({'optim.schedule': 'linear'}, "optim.schedule='linear' is unknown. Available: constant, cosine"),
         ({'dtype': 'float16'}, "dtype='float16' is unknown. Available: bfloat16, float32"),
         ({'discriminator.patchgan.last_activation': 'sigmoid'}, 'works on logits'),
-        ({'data.crop_size': 41}, r'(?s)cannot be used:.*0.png is 48×40: smaller than data.crop_size=41'),
+        ({'data.crop_size': 41}, r'0.png is 48×40, too small for data.crop_size=41'),
+        ({'data.tile_size': 32, 'data.tile_overlap': 32}, 'data.tile_overlap=32: expected less than data.tile_size=32'),
+        ({'data.tile_size': 32, 'data.grid': (2, 2)}, r'data.grid=\(2, 2\) and data.tile_size=32: give one of them'),
+        ({'data.resize': 15}, 'data.crop_size=16: expected at most data.resize=15'),
+        ({'data.split': (0.7, 0.3)}, r'data.split=\(0.7, 0.3\): expected three positive shares'),
+        ({'data.direction': 'AB'}, 'data.direction=AB: expected AtoB or BtoA'),
         ({'discriminator.patchgan.strided': 5}, 'leave nothing of a 16×16 image'),
         (
             {'optim.lr': -1.0, 'ema.decay': 1.0},
             r'(?s)2 bad values:.*optim.lr=-1.0: .*ema.decay=1.0: expected in \[0, 1',
         ),
         ({'gan.weight': 0.0, 'loss.l1.weight': 0.0}, 'nothing is left to train on'),
-        ({'degrade.poisson_gaussian.read': (0.02, 0.01)}, 'two positive numbers, the lower first'),
+        ({'degrade.poisson_gaussian.read': (0.02, 0.01)}, 'expected two numbers of at least 1e-09, the lower first'),
         ({'eval.names': ('noisy',)}, 'expected two names'),
         ({'discriminator.patchgan.width': 0}, 'discriminator.patchgan.width=0: expected at least 1'),
         ({'data.dir': '/none'}, "data.dir='/none': no such folder"),
@@ -232,11 +240,49 @@ def test_bad_input_is_one_error_before_anything_is_made(config, tmp_path, change
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_truncated_file_is_named_when_training_meets_it(config, pairs, tmp_path):
+def test_a_truncated_file_is_named_before_training_starts(config, pairs, tmp_path):
     for path in (pairs / 'train' / 'target').iterdir():
         path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UserError, match=r'target/\d.png: cannot be decoded'):
+    with pytest.raises(UserError, match=r'target/\d.png: truncated'):
         train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_file_that_breaks_during_training_is_named(config, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, 'check_stored_splits', lambda *_: (pairs / 'train/input/0.png').write_bytes(b'x'))
+    config.data.cache_mb = 0
+    with pytest.raises(UserError, match=r'input/0.png: not a readable image'):
+        train(config, tmp_path / 'run')
+
+
+def test_a_resumed_training_s_data_may_not_change(config, pairs, tmp_path):
+    config.train.steps = 4
+    train(config, tmp_path / 'run')
+    assert json.loads((tmp_path / 'run' / 'splits.json').read_text())['val'] == [f'val/{n}' for n in (0, 1, 2, 'other')]
+    for side in ('input', 'target'):
+        (pairs / 'train' / side / '0.png').unlink()
+    config.train.steps = 8
+    with pytest.raises(UserError, match=r'(?s)other data than is there now .*train/0 is gone'):
+        train(config, tmp_path / 'run')
+
+
+def test_grey_photographs_train_and_predict_in_grey_and_in_depth(tmp_path):
+    """A network of one channel: from files to results."""
+    for i in range(6):
+        write_image(tmp_path / 'set' / f'{i}.png', picture(i)[..., :1].astype(np.uint16) * 257)
+    config = small_config(tmp_path / 'set')
+    config.update_from_flattened_dict({'data.channels': 1, 'degrade.name': 'awgn+jpeg', 'train.steps': 2})
+    config.data.update(cut_blur=0.5, mixup=0.5, jitter=0.1)
+    train(config, tmp_path / 'run')
+    assert read_image(tmp_path / 'run' / 'samples' / 'test.png').shape[-1] == 3
+    write_image(tmp_path / 'in' / 'grey.png', picture(9)[..., :2].astype(np.uint16) * 257)
+    write_image(tmp_path / 'in' / 'colour.tif', picture(9))
+    assert inference.predict(tmp_path / 'run', 'best', tmp_path / 'in', tmp_path / 'out') == 2
+    found = {path.stem: header(str(path), path) for path in (tmp_path / 'out').iterdir()}
+    assert (found['grey'].channels, found['grey'].bits) == (2, 16)
+    assert (found['colour'].channels, found['colour'].bits) == (3, 8)
+    alpha = decode('grey', tmp_path / 'out' / 'grey.png')[..., 1]
+    np.testing.assert_array_equal(alpha, picture(9)[..., 1].astype(np.uint16) * 257)
 
 
 def test_a_file_in_place_of_the_workdir_is_left_alone(config, tmp_path):
@@ -281,4 +327,5 @@ def test_real_photographs(real_data, tmp_path):
     assert 30 < content['input']['psnr'] < 45
     # The network starts near zero, and its residual output near the input.
     assert content['output']['psnr'] == pytest.approx(content['input']['psnr'], abs=1)
-    assert image_size(tmp_path / 'run' / 'samples' / 'test.png')[1] == 3 * 512 + 8
+    picture = tmp_path / 'run' / 'samples' / 'test.png'
+    assert header(str(picture), picture).width == 3 * 512 + 8

@@ -1,39 +1,63 @@
-"""From records to batches: random access by batch number, crop, flip, shard, prefetch."""
+"""From records to batches: random access by batch number, crop, augmentation, shard, prefetch."""
 
 import dataclasses
 import functools
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import grain
 import numpy as np
 
 from p2p_jax.data import images
-from p2p_jax.data.records import Record
+from p2p_jax.data.records import Record, in_threads, workers
+from p2p_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
 
 
 class ImageCache:
-    """Keeps decoded files until a budget is spent; nothing is ever put out, since an epoch visits every file once."""
+    """Keeps decoded images until a budget is spent; nothing is ever put out, since an epoch visits every one once."""
 
     def __init__(self, megabytes: int):
         self._left = megabytes * 2**20
-        self._held: dict[Path, np.ndarray] = {}
+        self._held: dict[Source, np.ndarray] = {}
         self._lock = threading.Lock()
 
-    def read(self, path: Path) -> np.ndarray:
-        """Returns the file's pixels, as `images.read_image`."""
-        held = self._held.get(path)
-        if held is not None:
-            return held
-        image = images.read_image(path)
-        with self._lock:
-            if path not in self._held and image.nbytes <= self._left:
-                self._left -= image.nbytes
-                self._held[path] = image
-        return image
+    def read(self, source: Source) -> np.ndarray:
+        """Returns the source's pixels, as `Source.read`."""
+        if source.kind == 'tfds':
+            return source.read()  # as quick from there, and its pages are the system's to keep
+        # The tiles of an image share one entry, unless they are resized, which costs more than the memory.
+        key = source if source.size else source.whole
+        pixels = self._held.get(key)
+        if pixels is None:
+            pixels = key.read()
+            with self._lock:
+                if key not in self._held and pixels.nbytes <= self._left:
+                    self._left -= pixels.nbytes
+                    self._held[key] = pixels
+        return pixels if key == source else source.cut(pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What all images of a batch are brought to: `channels` 1 or 3, `bits` 8 or 16."""
+
+    channels: int
+    bits: int
+
+    @classmethod
+    def of(cls, records: Sequence[Record], channels: int) -> 'Format':
+        """Takes the greatest depth among the records, so that nothing is lost."""
+        return cls(channels, max((record.bits for record in records), default=8))
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        """The integer type of the pixels."""
+        return np.uint16 if self.bits == 16 else np.uint8
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        return images.to_format(pixels, self.channels, self.bits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +73,54 @@ class Shard:
         return range(self.index * local, (self.index + 1) * local)
 
 
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training example, alike to input and target; the keys of that name in the section `data`.
+
+    Attributes:
+      crop_size: height and width of the random crop, in pixels.
+      flip: mirror half of the examples left to right.
+      rotate: turn by a random multiple of 90°; with `flip` these are the eight orientations.
+      permute_channels: put the colours in a random order.
+      jitter: brightness, contrast and saturation each change by a factor within 1 ± jitter; 0 leaves them.
+      mixup: probability of mixing in a second example, with a weight from Beta(1.2, 1.2) (Zhang et al. 2018;
+        the parameter is that of Zamir et al. 2022, Restormer's training).
+    """
+
+    crop_size: int
+    flip: bool
+    rotate: bool
+    permute_channels: bool = False
+    jitter: float = 0.0
+    mixup: float = 0.0
+
+    def cut(self, pair: Sequence[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
+        """Crops, mirrors and turns images of one size alike; the results are views."""
+        height, width = pair[0].shape[:2]
+        top, left = (int(random.integers(length - self.crop_size + 1)) for length in (height, width))
+        mirrored, turns = self.flip and random.random() < 0.5, int(random.integers(4)) if self.rotate else 0
+        crops = [image[top : top + self.crop_size, left : left + self.crop_size] for image in pair]
+        return [np.rot90(crop[:, ::-1] if mirrored else crop, turns) for crop in crops]
+
+    def colour(self, pair: list[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
+        """Changes the colours of images alike; integers stay integers."""
+        if self.permute_channels and pair[0].shape[-1] == 3:
+            order = random.permutation(3)
+            pair = [image[..., order] for image in pair]
+        if self.jitter:
+            brightness, contrast, saturation = random.uniform(1 - self.jitter, 1 + self.jitter, 3).astype(np.float32)
+            # One mean for both, or the jitter would differ between input and target.
+            mean = pair[-1].mean(dtype=np.float32)
+            pair = [_jitter(image, mean, brightness, contrast, saturation) for image in pair]
+        return pair
+
+
+def _jitter(image: np.ndarray, mean: float, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    pixels = brightness * (mean + contrast * (image.astype(np.float32) - mean))
+    grey = pixels.mean(-1, keepdims=True)
+    return np.clip(np.rint(grey + saturation * (pixels - grey)), 0, np.iinfo(image.dtype).max).astype(image.dtype)
+
+
 class TrainData:
     """Training batches as a pure function of (seed, batch number): there is no iterator state to save.
 
@@ -61,12 +133,11 @@ class TrainData:
         records: Sequence[Record],
         *,
         batch_size: int,
-        crop_size: int,
-        flip: bool,
-        rotate: bool,
+        channels: int,
+        augmentation: Augmentation,
         seed: int,
         cache_mb: int,
-        threads: int,
+        threads: int | None,
         prefetch: int,
         shard: Shard,
     ):
@@ -74,70 +145,70 @@ class TrainData:
         Args:
           records: the training examples, none smaller than the crop.
           batch_size: examples of a global batch.
-          crop_size: height and width of the random crop, in pixels.
-          flip: mirror half of the examples left to right.
-          rotate: turn by a random multiple of 90°.
-          seed: of order, crops, flips and turns.
-          cache_mb: budget for decoded files, in MiB.
-          threads: that decode.
+          channels: of the images, 1 or 3.
+          augmentation: what is done to an example.
+          seed: of order and augmentation.
+          cache_mb: budget for decoded images, in MiB.
+          threads: that make batches; None: one a core.
           prefetch: batches made ahead.
           shard: this process's share.
         """
         self._records = records
         self._batch_size = batch_size
-        self._crop_size = crop_size
-        self._flip = flip
-        self._rotate = rotate
+        self._format = Format.of(records, channels)
+        self._augmentation = augmentation
         self._seed = seed
         self._cache = ImageCache(cache_mb)
-        self._options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch * batch_size)
+        count = workers(threads)
+        self._options = grain.ReadOptions(num_threads=count, prefetch_buffer_size=max(prefetch, count))
         self._positions = shard.of(batch_size)
         self._order = functools.lru_cache(maxsize=4)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self._seed, epoch)).permutation(len(self._records))
 
-    def example(self, number: int, position: int) -> Batch:
-        """Returns example `position` of global batch `number`: 'condition' and 'target' uint8 (crop, crop, 3)."""
+    def _crops(self, record: Record, random: np.random.Generator) -> list[np.ndarray]:
+        """Input, where there is one, and target of an example: cropped, in the set's format."""
+        whole = [self._cache.read(source) for source in record.sources]
+        return [self._format(crop) for crop in self._augmentation.cut(whole, random)]
+
+    def example(self, number: int, position: int) -> list[np.ndarray]:
+        """Returns input, where there is one, and target of a place in a global batch: integers (crop, crop, c)."""
         epoch, place = divmod(number * self._batch_size + position, len(self._records))
-        record = self._records[self._order(epoch)[place]]
         random = np.random.default_rng((self._seed, number, position))
-        top, left = (random.integers(length - self._crop_size + 1) for length in record.size)
-        mirrored, turns = self._flip and random.random() < 0.5, int(random.integers(4)) if self._rotate else 0
-
-        def augment(path: Path) -> np.ndarray:
-            image = self._cache.read(path)[top : top + self._crop_size, left : left + self._crop_size]
-            return np.rot90(image[:, ::-1] if mirrored else image, turns)
-
-        target = augment(record.target)
-        condition = target if record.input == record.target else augment(record.input)
-        return {
-            'condition': condition,
-            'target': target,
-            'mask': np.ones((), np.float32),
-            'index': np.array(position, np.int32),
-        }
-
-    def _examples(self, first: int, count: int) -> grain.MapDataset:
-        """This process's examples of the global batches first … first + count - 1, in order."""
-        local = len(self._positions)
-        return grain.MapDataset.range(count * local).map(
-            lambda i: self.example(first + i // local, self._positions[i % local])
-        )
+        pair = self._crops(self._records[self._order(epoch)[place]], random)
+        if self._augmentation.mixup and random.random() < self._augmentation.mixup:
+            weight = np.float32(random.beta(1.2, 1.2))
+            other = self._crops(self._records[int(random.integers(len(self._records)))], random)
+            pair = [np.rint(weight * a + (1 - weight) * b).astype(a.dtype) for a, b in zip(pair, other, strict=True)]
+        return self._augmentation.colour(pair, random)
 
     def batch(self, number: int) -> Batch:
         """Returns this process's slice of global batch `number`.
 
-        Keys: 'condition', 'target' uint8 (n, crop, crop, 3); 'mask' float32 (n,), ones; 'index' int32 (n,), the
-        position in the global batch, from which the step draws the example's degradation.
+        Keys: 'condition', 'target' uint8 or uint16 (n, crop, crop, channels); 'mask' float32 (n,), ones; 'index'
+        int32 (n,), the position in the global batch, from which the step draws the example's degradation.
         """
-        return self._examples(number, 1).batch(len(self._positions))[0]
+        size, count = self._augmentation.crop_size, len(self._positions)
+        shape = (count, size, size, self._format.channels)
+        target = np.empty(shape, self._format.dtype)
+        condition = np.empty(shape, self._format.dtype) if self._records[0].input else target
+        for place, position in enumerate(self._positions):
+            pair = self.example(number, position)
+            target[place] = pair[-1]
+            if condition is not target:
+                condition[place] = pair[0]
+        return {
+            'condition': condition,
+            'target': target,
+            'mask': np.ones(count, np.float32),
+            'index': np.asarray(self._positions, np.int32),
+        }
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
         """Yields `batch(first)`, `batch(first + 1)`, … `count` of them, made ahead by several threads."""
         if count > 0:
-            examples = self._examples(first, count).to_iter_dataset(self._options)
-            yield from examples.batch(len(self._positions))
+            yield from grain.MapDataset.range(first, first + count).map(self.batch).to_iter_dataset(self._options)
 
 
 def centre_crop(image: np.ndarray, size: int | None) -> np.ndarray:
@@ -149,7 +220,13 @@ def centre_crop(image: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def evaluation_batches(
-    records: Sequence[Record], *, batch_size: int, crop_size: int | None, shard: Shard
+    records: Sequence[Record],
+    *,
+    batch_size: int,
+    crop_size: int | None,
+    channels: int,
+    shard: Shard,
+    threads: int | None,
 ) -> Iterator[Batch]:
     """Yields every record exactly once, in batches of one image size each.
 
@@ -159,27 +236,41 @@ def evaluation_batches(
       records: the examples, with sizes.
       batch_size: examples of a global batch.
       crop_size: of the central crop, in pixels; None takes whole images.
+      channels: of the images, 1 or 3.
       shard: this process's share of each batch.
+      threads: that decode, each one batch; None: one a core.
 
     Yields:
-      'condition', 'target' uint8 (n, height, width, 3); 'mask' float32 (n,); 'index' int32 (n,), place in `records`.
+      'condition', 'target' uint8 or uint16 (n, height, width, channels); 'mask' float32 (n,); 'index' int32 (n,),
+      place in `records`.
     """
+    as_stored = Format.of(records, channels)
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, record in enumerate(records):
         size = tuple(length if crop_size is None else min(length, crop_size) for length in record.size)
         groups.setdefault(size, []).append(index)
-    for members in groups.values():
-        for start in range(0, len(members), batch_size):
-            chosen = members[start : start + batch_size]
-            padded = chosen + chosen[:1] * (batch_size - len(chosen))
-            mine = shard.of(batch_size)
-            read = functools.lru_cache(maxsize=2 * batch_size)(images.read_image)
-            yield {
-                'condition': np.stack([centre_crop(read(records[padded[i]].input), crop_size) for i in mine]),
-                'target': np.stack([centre_crop(read(records[padded[i]].target), crop_size) for i in mine]),
-                'mask': np.array([i < len(chosen) for i in mine], np.float32),
-                'index': np.array([padded[i] for i in mine], np.int32),
-            }
+    chunks = [
+        members[start : start + batch_size]
+        for members in groups.values()
+        for start in range(0, len(members), batch_size)
+    ]
+    mine = shard.of(batch_size)
+
+    def load(chosen: list[int]) -> Batch:
+        padded = chosen + chosen[:1] * (batch_size - len(chosen))
+        read = functools.lru_cache(maxsize=2 * batch_size)(
+            lambda source: as_stored(centre_crop(source.read(), crop_size))
+        )
+        target = np.stack([read(records[padded[i]].target) for i in mine])
+        inputs = [records[padded[i]].input for i in mine]
+        return {
+            'condition': np.stack([read(source) for source in inputs]) if all(inputs) else target,
+            'target': target,
+            'mask': np.array([i < len(chosen) for i in mine], np.float32),
+            'index': np.array([padded[i] for i in mine], np.int32),
+        }
+
+    yield from in_threads(load, chunks, threads, ahead=1)
 
 
 def split_over_devices(batch: Batch, devices: int) -> Batch:

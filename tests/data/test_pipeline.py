@@ -1,21 +1,41 @@
+import dataclasses
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from p2p_jax.data import LAYOUTS, images
-from p2p_jax.data.pipeline import ImageCache, Shard, TrainData, centre_crop, evaluation_batches, split_over_devices
-from p2p_jax.data.records import load, verify
+from p2p_jax.data import images
+from p2p_jax.data.pipeline import (
+    Augmentation,
+    ImageCache,
+    Shard,
+    TrainData,
+    centre_crop,
+    evaluation_batches,
+    split_over_devices,
+)
+from p2p_jax.data.records import SPLITS, Record
+from p2p_jax.data.sources import Source
+from p2p_jax.datasets import find_splits
+from tests.conftest import noisy, picture, small_config
 
 
 @pytest.fixture
 def splits(pairs):
-    return {name: verify(records, 11, 'it') for name, records in load(LAYOUTS['pairs'], pairs, (), 0).items()}
+    return find_splits(small_config(pairs), SPLITS)
 
 
-def train_data(records, *, shard=None, **options):
-    options = (
-        dict(batch_size=4, crop_size=16, flip=True, rotate=True, seed=7, cache_mb=1, threads=2, prefetch=2) | options
-    )
-    return TrainData(records, shard=shard or Shard(), **options)
+def train_data(records, *, shard=None, crop_size=16, flip=True, rotate=True, **options):
+    extra = {key: options.pop(key) for key in ('permute_channels', 'jitter', 'mixup') if key in options}
+    augmentation = Augmentation(crop_size, flip, rotate, **extra)
+    options = dict(batch_size=4, channels=3, seed=7, cache_mb=1, threads=2, prefetch=2) | options
+    return TrainData(records, shard=shard or Shard(), augmentation=augmentation, **options)
+
+
+def evaluated(records, batch_size, crop_size=None, shard=None, channels=3):
+    options = dict(batch_size=batch_size, crop_size=crop_size, channels=channels, threads=2)
+    return list(evaluation_batches(records, shard=shard or Shard(), **options))
 
 
 def assert_same(batch, other):
@@ -51,7 +71,7 @@ def test_every_epoch_visits_every_record_once_in_another_order(splits):
     records = splits['train']  # six of 48×40: batches of four straddle the epochs
     whole = train_data(records, crop_size=40, flip=False, rotate=False)
     targets = np.concatenate([whole.batch(n)['target'] for n in range(6)])
-    originals = [images.read_image(record.target) for record in records]
+    originals = [record.target.read() for record in records]
 
     def identify(crop):
         return next(
@@ -84,10 +104,10 @@ def test_evaluation_sees_every_example_once_in_batches_of_one_size(splits):
     records = splits['val']
     for batch_size in (1, 2, 3, 8):
         seen = []
-        for batch in evaluation_batches(records, batch_size=batch_size, crop_size=None, shard=Shard()):
+        for batch in evaluated(records, batch_size):
             assert len(batch['mask']) == batch_size
             for place, index in enumerate(batch['index']):
-                target = images.read_image(records[index].target)
+                target = records[index].target.read()
                 np.testing.assert_array_equal(batch['target'][place], target)
                 if batch['mask'][place]:
                     seen.append(int(index))
@@ -95,8 +115,8 @@ def test_evaluation_sees_every_example_once_in_batches_of_one_size(splits):
 
 
 def test_evaluation_shards_are_slices_of_the_whole(splits):
-    whole = list(evaluation_batches(splits['val'], batch_size=4, crop_size=20, shard=Shard()))
-    parts = [list(evaluation_batches(splits['val'], batch_size=4, crop_size=20, shard=Shard(i, 2))) for i in range(2)]
+    whole = evaluated(splits['val'], 4, 20)
+    parts = [evaluated(splits['val'], 4, 20, Shard(i, 2)) for i in range(2)]
     for batch, *pieces in zip(whole, *parts, strict=True):
         assert_same(batch, {key: np.concatenate([piece[key] for piece in pieces]) for key in batch})
         assert batch['target'].shape[1:] == (20, 20, 3)
@@ -110,10 +130,89 @@ def test_centre_crop():
 
 
 def test_cache_stops_at_its_budget(splits):
-    path = splits['train'][0].target
+    source = splits['train'][0].target
     full, empty = ImageCache(1), ImageCache(0)
-    assert full.read(path) is full.read(path)
-    assert empty.read(path) is not empty.read(path)
+    assert full.read(source) is full.read(source)
+    assert empty.read(source) is not empty.read(source)
+    part = dataclasses.replace(source, box=(1, 2, 10, 20))
+    np.testing.assert_array_equal(full.read(part), source.read()[1:11, 2:22])
+    assert np.shares_memory(full.read(part), full.read(source))  # tiles take the image's one entry
+    small = dataclasses.replace(part, size=(5, 5))
+    np.testing.assert_array_equal(full.read(small), small.read())
+    assert full.read(small) is full.read(small)
+
+
+def test_augmentation_is_the_same_for_input_and_target(splits):
+    """With the input equal to the target on disk, they stay equal whatever happens to them."""
+    records = [dataclasses.replace(r, input=dataclasses.replace(r.target, item='')) for r in splits['train']]
+    data = train_data(records, permute_channels=True, jitter=0.3, mixup=0.5, batch_size=32)
+    batch = data.batch(0)
+    np.testing.assert_array_equal(batch['condition'], batch['target'])
+    assert_same(batch, data.batch(0))
+
+
+def test_channels_are_permuted_in_every_order(splits):
+    record = dataclasses.replace(splits['train'][0], input=None)
+    data = train_data([record], permute_channels=True, flip=False, rotate=False, crop_size=40, batch_size=64)
+    whole = record.target.read()
+    orders = set()
+    for crop in data.batch(0)['target']:
+        for order in itertools.permutations(range(3)):
+            if any(np.array_equal(crop, whole[top : top + 40, :, list(order)]) for top in range(9)):
+                orders.add(order)
+    assert orders == set(itertools.permutations(range(3)))
+
+
+def test_jitter_stays_within_its_bounds_and_off_changes_nothing(splits):
+    record = dataclasses.replace(splits['train'][0], input=None)
+    options = dict(flip=False, rotate=False, crop_size=40, batch_size=64)
+    plain = train_data([record], **options).batch(0)['target'].astype(float)
+    changed = train_data([record], jitter=0.2, **options).batch(0)['target'].astype(float)
+    ratio = changed.mean((1, 2, 3)) / plain.mean((1, 2, 3))
+    assert 0.79 < ratio.min() < 0.9 and 1.1 < ratio.max() < 1.21
+
+
+def test_mixup_mixes_two_examples_with_the_beta_distribution_s_weights(tmp_path):
+    levels = (0, 200)
+    records = []
+    for level in levels:
+        images.write_image(tmp_path / f'{level}.png', np.full((16, 16, 3), level, np.uint8))
+        records.append(Record(f'{level}', Source(tmp_path / f'{level}.png'), scene=f'{level}', size=(16, 16)))
+    data = train_data(records, mixup=1.0, batch_size=2000)
+    values = data.batch(0)['target'][:, 0, 0, 0] / 200
+    # Half of the partners are the example itself; the rest has the weight of Beta(1.2, 1.2): mean 1/2, variance 1/13.6.
+    mixed = values[(values > 0) & (values < 1)]
+    assert len(mixed) == pytest.approx(1000, abs=120)
+    assert mixed.mean() == pytest.approx(0.5, abs=0.03) and mixed.var() == pytest.approx(1 / 13.6, rel=0.1)
+
+
+def test_grey_and_deep_images_keep_their_depth(tmp_path):
+    deep = picture(0).astype(np.uint16)[..., :1] * 257 + 5
+    images.write_image(tmp_path / 'deep.png', deep)
+    images.write_image(tmp_path / 'plain.png', noisy(picture(1), 0))
+    records = [
+        Record('deep', Source(tmp_path / 'deep.png'), scene='a', size=(48, 40), bits=16),
+        Record('plain', Source(tmp_path / 'plain.png'), scene='b', size=(48, 40)),
+    ]
+    for channels in (1, 3):
+        batch = train_data(records, channels=channels).batch(0)
+        assert batch['target'].dtype == np.uint16 and batch['target'].shape == (4, 16, 16, channels)
+        (shown,) = evaluated(records, 2, channels=channels)
+        np.testing.assert_array_equal(shown['target'][0], np.broadcast_to(deep, (48, 40, channels)))
+        assert (shown['target'][1] % 257 == 0).all()
+
+
+def test_memory_stays_flat_without_a_cache(splits):
+    data = train_data(splits['train'], cache_mb=0, batch_size=8)
+    for _ in data.batches(0, 5):
+        pass
+    tracemalloc.start()
+    for number, _ in enumerate(data.batches(0, 80)):
+        if number == 20:
+            early = tracemalloc.get_traced_memory()[0]
+    late = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert late - early < 1_000_000
 
 
 def test_split_over_devices():

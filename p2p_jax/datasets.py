@@ -1,0 +1,245 @@
+"""The data that a configuration means: found, looked over, cut; and prepared once for fast reading."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from tqdm import tqdm
+
+from p2p_jax import report
+from p2p_jax.data import LAYOUTS
+from p2p_jax.data.audit import Audit, audit, measure
+from p2p_jax.data.prepared import check_same, prepared_folder
+from p2p_jax.data.records import SPLITS, Found, Record, Selection, Splits, cut, find, limit
+from p2p_jax.lookup import UserError, shortlist
+from p2p_jax.metrics import SSIM_WINDOW
+
+STORED = 'splits.json'
+_GLANCE = 48  # examples that a training looks at fully before it starts; `audit` looks at all
+
+
+def selection(config: ml_collections.ConfigDict) -> Selection:
+    """Returns the part of the section `data` that says what of a set is used and how it is cut."""
+    values = {field.name: config.data[field.name] for field in dataclasses.fields(Selection)}
+    # A configuration that was restored from JSON has lists.
+    chosen: dict[str, Any] = {key: tuple(v) if isinstance(v, list | tuple) else v for key, v in values.items()}
+    return Selection(**chosen)
+
+
+def _least(config: ml_collections.ConfigDict) -> dict[str, tuple[int, str]]:
+    """The smallest image of each split that will do, in pixels, and what asks for it."""
+    if config.data.resize or tuple(config.data.grid) != (1, 1):
+        return {}  # of images that are cut or resized, the parts count
+    window = (SSIM_WINDOW, f"SSIM's window of {SSIM_WINDOW} pixels")
+    return {'train': (config.data.crop_size, f'data.crop_size={config.data.crop_size}'), 'val': window, 'test': window}
+
+
+def _check_parts(config: ml_collections.ConfigDict, splits: Splits) -> None:
+    small = [
+        f'{record.name}: {record.size[0]}×{record.size[1]}'
+        for split, records in splits.items()
+        for record in records
+        if min(record.size) < (config.data.crop_size if split == 'train' else SSIM_WINDOW)
+    ]
+    if small:
+        raise UserError(
+            f'data.grid={tuple(config.data.grid)} leaves parts that are smaller than data.crop_size='
+            f"{config.data.crop_size} (train) or SSIM's window of {SSIM_WINDOW} pixels:{shortlist(small)}"
+        )
+
+
+def _found(config: ml_collections.ConfigDict) -> tuple[str, Found]:
+    root = None if config.data.dir is None else Path(config.data.dir).expanduser()
+    return find(LAYOUTS, config.data.layout, root, selection(config))
+
+
+def _examine(
+    config: ml_collections.ConfigDict, found: Found, names: Sequence[str], sample: int | None
+) -> tuple[list[Record], Audit]:
+    """Reads headers and looks at examples of the named splits, before they are cut."""
+    records = [record for record in found.records if record.split in names]
+    records, wrong = measure(records, least=_least(config), threads=config.data.threads)
+    if found.prepared:
+        return records, Audit(list(wrong), 0, len(records), [])
+    with tqdm(total=len(records), desc='looking at the data', unit=' examples', disable=sample is not None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        seen = audit(
+            records,
+            [*found.problems, *wrong],
+            mask_values=config.data.mask_values,
+            mask_side='target' if config.data.direction == 'BtoA' else 'input',
+            threads=config.data.threads,
+            sample=sample,
+            progress=progress,
+        )
+    return records, seen
+
+
+def _check_use(config: ml_collections.ConfigDict, layout: str, found: Found) -> None:
+    """Finds out whether the examples can serve what the configuration wants of them."""
+    if config.degrade.name == 'none' and any(record.input is None for record in found.records):
+        what = 'labels' if found.classes else 'clean images alone'
+        raise UserError(
+            f'data.layout={layout}: this set has {what}, no input images. Choose the degradation that makes the '
+            'inputs, for example --config.degrade.name=poisson_gaussian.'
+        )
+    if any(record.blind for record in found.records):
+        raise UserError(
+            f'data.dir={config.data.dir!r}: the targets of this benchmark are not published; '
+            'nothing can be trained on it or scored here.'
+        )
+
+
+def _ready(
+    config: ml_collections.ConfigDict, names: Sequence[str], say: Callable[[str], None]
+) -> tuple[str, Found, Splits]:
+    """Finds, looks over, cuts and limits the examples of the named splits."""
+    layout, found = _found(config)
+    if config.data.layout == 'auto' or layout == 'prepared':
+        say(f'data.layout={layout}: recognised in {config.data.dir}')
+    _check_use(config, layout, found)
+    records, seen = _examine(config, found, names, _GLANCE)
+    if seen.problems:
+        if config.data.on_problem == 'stop':
+            raise UserError(
+                f'{seen.table()}\nTo see all that is wrong: python -m p2p_jax.main audit with the same --config flags. '
+                'To go on without these examples: --config.data.on_problem=drop'
+            )
+        dropped = seen.dropped()
+        kept = [record for record in records if record.name not in dropped]
+        lost = len([r for r in found.records if r.split in names]) - len(kept)
+        say(f'data.on_problem=drop: {len(seen.problems)} problems; going on without {lost} examples')
+        records = kept
+    splits: Splits = {name: [record for record in records if record.split == name] for name in names}
+    if not found.prepared:
+        chosen = selection(config)
+        for name, members in splits.items():
+            tiles = [tile for record in members for tile in cut(record, chosen)]
+            splits[name] = limit(tiles, chosen.limit[SPLITS.index(name)])
+        _check_parts(config, splits)
+    empty = [name for name, members in splits.items() if not members]
+    if empty:
+        there = {name: sum(r.split == name for r in found.records) for name in SPLITS}
+        raise UserError(f'data.dir={config.data.dir!r}: no images for {", ".join(empty)}; found: {there}')
+    return layout, found, splits
+
+
+def find_splits(config: ml_collections.ConfigDict, names: Sequence[str], say: Callable[[str], None] = print) -> Splits:
+    """Finds the examples of the named splits, looks at some of them, and cuts them as configured.
+
+    Args:
+      config: complete.
+      names: of the splits.
+      say: receives lines for people.
+
+    Raises:
+      UserError: whatever is wrong with the data, all at once.
+    """
+    return _ready(config, names, say)[2]
+
+
+def describe(splits: Splits) -> str:
+    """Returns a line that says how many examples and scenes each split has, and which scenes are held out."""
+    parts = []
+    for name, records in splits.items():
+        scenes = sorted({record.scene for record in records})
+        shown = f' ({", ".join(scenes[:6])}{", …" if len(scenes) > 6 else ""})' if name != 'train' else ''
+        parts.append(f'{name} {len(records)} examples of {len(scenes)} scenes{shown}')
+    return 'data: ' + '; '.join(parts)
+
+
+def store_splits(workdir: Path, splits: Splits) -> None:
+    """Writes the names of all examples, in order, where `check_stored_splits` finds them."""
+    names = {split: [record.name for record in records] for split, records in splits.items()}
+    report.write_json(workdir / STORED, names)
+
+
+def check_stored_splits(workdir: Path, splits: Splits) -> None:
+    """Compares splits with those that a training began with.
+
+    Raises:
+      UserError: examples came, went, or moved to another split; nothing was touched.
+    """
+    path = workdir / STORED
+    if not path.is_file():
+        return
+    stored = json.loads(path.read_text())
+    lines = []
+    for split, records in splits.items():
+        before, now = stored.get(split, []), [record.name for record in records]
+        gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+        lines += [f'{split}: {name} is gone' for name in gone] + [f'{split}: {name} is new' for name in new]
+        if not gone and not new and before != now:
+            lines.append(f'{split}: the same examples in another order')
+    if lines:
+        raise UserError(
+            f'{workdir} holds a training on other data than is there now (nothing was touched):{shortlist(lines)}\n'
+            'Restore the data, or give another --workdir.'
+        )
+
+
+def audit_data(config: ml_collections.ConfigDict, output: Path | None) -> bool:
+    """Looks at every example of a configuration's data and prints all that is wrong.
+
+    Args:
+      config: complete.
+      output: a JSON file to write everything to.
+
+    Returns:
+      Whether nothing is wrong.
+
+    Raises:
+      UserError: the data cannot be found at all.
+    """
+    layout, found = _found(config)
+    records, seen = _examine(config, found, SPLITS, None)
+    splits = {name: [record for record in records if record.split == name] for name in SPLITS}
+    print(f'data.layout={layout}: {config.data.dir or "its own folder"}; data.direction={config.data.direction}')
+    print(describe({name: members for name, members in splits.items() if members}))
+    print(seen.table())
+    if output:
+        content: dict[str, Any] = {'layout': layout, 'dir': config.data.dir, **seen.to_json()}
+        content['splits'] = {name: [record.name for record in members] for name, members in splits.items()}
+        report.write_json(output, content)
+        print(f'all of it: {output}')
+    return not seen.problems
+
+
+def prepare(config: ml_collections.ConfigDict, output: Path) -> Path:
+    """Cuts the data of a configuration once and stores it as array_record.
+
+    A set that is whole already and was prepared alike is left as it is.
+
+    Args:
+      config: complete.
+      output: folder of the prepared set.
+
+    Returns:
+      The set's own folder below `output`.
+
+    Raises:
+      UserError: something wrong with the data; `output` holds another set; the disk is too small.
+    """
+    there = prepared_folder(output) if output.is_dir() else None
+    if there:
+        check_same(there, selection(config))
+        print(f'{there} is prepared already')
+        return there
+    if output.exists() and not output.is_dir():
+        raise UserError(f'--output={output}: that is a file; expected a folder, which may be new')
+    layout, found, splits = _ready(config, SPLITS, print)
+    if found.prepared:
+        raise UserError(f'data.dir={config.data.dir!r} is a prepared set itself')
+    print(describe(splits))
+    from p2p_jax.data.builders import build  # imports TFDS
+
+    folder = build(layout, selection(config), found.classes, splits, output, config.data.threads)
+    print(f'prepared: {folder}\ntrain on it with --config.data.dir={output}')
+    return folder
