@@ -1,13 +1,14 @@
 """The data that a configuration means: found, looked over, cut; and prepared once for fast reading."""
 
 import dataclasses
+import functools
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
-from tqdm import tqdm
 
 from p2p_jax import report
 from p2p_jax.data import LAYOUTS
@@ -17,7 +18,7 @@ from p2p_jax.data.records import SPLITS, Found, Record, Selection, Splits, cut, 
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.metrics import SSIM_WINDOW
 
-STORED = 'splits.json'
+STORED = 'data.json'
 _GLANCE = 48  # examples that a training looks at fully before it starts; `audit` looks at all
 
 
@@ -64,22 +65,19 @@ def _examine(
     records, wrong = measure(records, least=_least(config), threads=config.data.threads)
     if found.prepared:
         return records, Audit(list(wrong), 0, len(records), [])
-    with tqdm(total=len(records), desc='looking at the data', unit=' examples', disable=sample is not None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        seen = audit(
-            records,
-            [*found.problems, *wrong],
-            mask_values=config.data.mask_values,
-            mask_side='target' if config.data.direction == 'BtoA' else 'input',
-            threads=config.data.threads,
-            sample=sample,
-            progress=progress,
-        )
-    return records, seen
+    look = functools.partial(
+        audit,
+        records,
+        [*found.problems, *wrong],
+        mask_values=config.data.mask_values,
+        mask_side='target' if config.data.direction == 'BtoA' else 'input',
+        threads=config.data.threads,
+        sample=sample,
+    )
+    if sample is not None:
+        return records, look(progress=None)
+    with report.progress_bar(len(records), 'looking at the data') as bar:
+        return records, look(progress=lambda done, total: bar.update(done - bar.n))
 
 
 def _check_use(config: ml_collections.ConfigDict, layout: str, found: Found) -> None:
@@ -156,9 +154,14 @@ def describe(splits: Splits) -> str:
 
 
 def store_splits(workdir: Path, splits: Splits) -> None:
-    """Writes the names of all examples, in order, where `check_stored_splits` finds them."""
+    """Writes what a training is on, where `check_stored_splits` finds it.
+
+    'splits' has the names of all examples, in order. 'scale' is the median over the training examples of their side
+    over the side of the part of the photograph that they show: a model sees photographs at this scale.
+    """
     names = {split: [record.name for record in records] for split, records in splits.items()}
-    report.write_json(workdir / STORED, names)
+    scale = statistics.median(record.scale for record in splits['train'])
+    report.write_json(workdir / STORED, {'scale': scale, 'splits': names})
 
 
 def check_stored_splits(workdir: Path, splits: Splits) -> None:
@@ -170,7 +173,7 @@ def check_stored_splits(workdir: Path, splits: Splits) -> None:
     path = workdir / STORED
     if not path.is_file():
         return
-    stored = json.loads(path.read_text())
+    stored = json.loads(path.read_text())['splits']
     lines = []
     for split, records in splits.items():
         before, now = stored.get(split, []), [record.name for record in records]
@@ -240,6 +243,7 @@ def prepare(config: ml_collections.ConfigDict, output: Path) -> Path:
     print(describe(splits))
     from p2p_jax.data.builders import build  # imports TFDS
 
-    folder = build(layout, selection(config), found.classes, splits, output, config.data.threads)
+    with report.progress_bar(sum(map(len, splits.values())), 'preparing') as bar:
+        folder = build(layout, selection(config), found.classes, splits, output, config.data.threads, bar.update)
     print(f'prepared: {folder}\ntrain on it with --config.data.dir={output}')
     return folder

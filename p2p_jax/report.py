@@ -1,12 +1,14 @@
 """What a person looks at: tables and picture grids."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from p2p_jax.data.pipeline import centre_crop
 
@@ -69,6 +71,12 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(f'.{path.name}.tmp')
     temporary.write_text(json.dumps(content, indent=2) + '\n')
     temporary.replace(path)
+
+
+def progress_bar(total: int, what: str) -> tqdm:
+    """Returns a bar with an ETA over `total` examples; in a file or a pipe it says something every ten seconds."""
+    interval = 0.1 if sys.stdout.isatty() else 10
+    return tqdm(total=total, desc=what, unit=' examples', file=sys.stdout, mininterval=interval)
 
 
 def duration(seconds: float) -> str:

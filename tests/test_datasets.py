@@ -122,6 +122,7 @@ def test_a_training_s_data_may_not_change(pairs, tmp_path):
     splits = splits_of(config)
     datasets.check_stored_splits(tmp_path / 'run', splits)
     datasets.store_splits(tmp_path / 'run', splits)
+    assert json.loads((tmp_path / 'run' / 'data.json').read_text())['scale'] == 1
     datasets.check_stored_splits(tmp_path / 'run', splits)
     (pairs / 'train' / 'input' / '0.png').rename(pairs / 'train' / 'input' / 'x.png')
     (pairs / 'train' / 'target' / '0.png').rename(pairs / 'train' / 'target' / 'x.png')
@@ -152,7 +153,8 @@ def test_a_prepared_set_gives_the_batches_of_the_files_themselves(tmp_path, make
     prepared = splits_of(config)
     for split in SPLITS:
         for a, b in zip(direct[split], prepared[split], strict=True):
-            assert (a.name, a.scene, a.size, a.bits, a.label) == (b.name, b.scene, b.size, b.bits, b.label)
+            for field in ('name', 'scene', 'size', 'bits', 'label', 'scale'):
+                assert getattr(a, field) == getattr(b, field)
             assert dict(a.attributes) == dict(b.attributes)
     assert_same(batches(direct), batches(prepared))
 
@@ -200,7 +202,7 @@ def test_a_broken_file_leaves_no_set_and_a_killed_run_s_rest_is_cleared(tmp_path
     content = broken.read_bytes()
     broken.write_bytes(content[:-300])
     with pytest.raises(UserError, match=rf'{broken.name}: truncated'):
-        builders.build('pairs', datasets.selection(config), (), found, tmp_path / 'out', 2)
+        builders.build('pairs', datasets.selection(config), (), found, tmp_path / 'out', 2, lambda: None)
     assert not list((tmp_path / 'out').rglob('*.array_record*'))
     broken.write_bytes(content)
     datasets.prepare(config, tmp_path / 'out')
@@ -233,7 +235,7 @@ assert 'tensorflow' not in sys.modules
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert '10/10' in done.stderr  # the progress bar
+    assert '10/10' in done.stdout  # the progress bar
 
 
 class TinyLabelled(tfds.core.GeneratorBasedBuilder):

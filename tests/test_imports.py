@@ -20,6 +20,7 @@ ORDER = [
     'p2p_jax.data.labelled',
     'p2p_jax.data.sample',
     'p2p_jax.data.prepared',
+    'p2p_jax.data.resemblance',
     'p2p_jax.data.audit',
     'p2p_jax.data.basics',
     'p2p_jax.data.blur',

@@ -258,7 +258,8 @@ def test_a_file_that_breaks_during_training_is_named(config, pairs, tmp_path, mo
 def test_a_resumed_training_s_data_may_not_change(config, pairs, tmp_path):
     config.train.steps = 4
     train(config, tmp_path / 'run')
-    assert json.loads((tmp_path / 'run' / 'splits.json').read_text())['val'] == [f'val/{n}' for n in (0, 1, 2, 'other')]
+    stored = json.loads((tmp_path / 'run' / 'data.json').read_text())
+    assert stored['splits']['val'] == [f'val/{name}' for name in (0, 1, 2, 'other')]
     for side in ('input', 'target'):
         (pairs / 'train' / side / '0.png').unlink()
     config.train.steps = 8

@@ -1,23 +1,15 @@
-"""What is wrong with a data set, found before hours of training: broken, wrong, doubled and mismatched images.
-
-Images are compared by spectra: the discrete cosine transform of their grey thumbnail of 32×32. The mean over many
-pixels hardly depends on noise, size and compression; the correlation of two thumbnails is that of their spectra
-without the constant (Parseval); to mirror and to turn is to change signs and to transpose. Perceptual hashes rest on
-the same transform (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions") but keep signs
-only. The thresholds were set on PolyU, façades, BSD400 and CIFAR-10.
-"""
+"""What is wrong with a data set, found before hours of training: broken, wrong, doubled and mismatched images."""
 
 import collections
 import dataclasses
 import functools
 import hashlib
-import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
+from p2p_jax.data import resemblance
 from p2p_jax.data.images import Header
 from p2p_jax.data.records import Problem, Record, in_threads, limit
 from p2p_jax.data.sources import Source
@@ -37,29 +29,11 @@ KINDS = {
     'duplicate': 'copies within a split',
     'leakage': 'copies in different splits',
 }
-_SIDE = 32  # of the thumbnails, in pixels
-_BANDS = 14  # finer frequencies, in half periods a side, do not survive other sizes and small crops
-_COARSE = 8  # those below survive crops better: they find the candidates
-_FLOOR = 6.0  # of a coefficient, 0.2 grey levels, about what rounding leaves: smooth pictures have no detail above it
-_U, _V = np.mgrid[:_SIDE, :_SIDE]
-_RADIUS = np.hypot(_U, _V).astype(np.float32)
-# Without the means of rows and columns: skies, vignettes and horizons are alike in different pictures.
-_USED = ((_U > 0) & (_V > 0) & (_RADIUS < _BANDS))[:_BANDS, :_BANDS]
-_BAND = _RADIUS[:_BANDS, :_BANDS][_USED].astype(int)
-_NEAR = 0.65, 0.5  # correlation of the detail of candidates for copies, and times what detail both have; BSD400: 0.42
-_COARSELY = 0.6  # correlation of the coarse detail of candidates of which one may be a part of the other
-_MOST_CANDIDATES = 3000  # that are read again
-_CROPS = (0.95, 0.9, 0.85, 0.8)  # shares of height and width that a crop leaves
-_COPY = 0.72  # local correlation of copies; different façades in the same frame reach 0.55, true copies are above 0.78
-_SMOOTH = 0.7  # local correlation of a picture with itself, 4 of 64 pixels on, that makes it no evidence
 _ALIKE = 0.75  # median correlation of input and target above which pairs are judged one by one
 _UNLIKE = 0.4  # correlation of a pair that is none
 _SURE = 0.8  # correlation that the noise must let a true pair reach
 _BETTER = 3.0  # standard deviations by which own pairs fit better than shuffled ones; 10 façades reach 3.1
 _CERTAIN = 6.0  # those that prove a shift of the list
-
-
-Pair = tuple[float, int, int]  # similarity, one, other
 
 
 @dataclasses.dataclass
@@ -134,7 +108,7 @@ def _header(source: Source) -> Header | Problem:
         return Problem('empty' if empty else 'unreadable', str(error))
 
 
-def _headers(records: Iterable[Record], threads: int) -> dict[tuple, Header | Problem]:
+def _headers(records: Iterable[Record], threads: int | None) -> dict[tuple, Header | Problem]:
     """Reads the headers by `_header_key`; of a feature of a TFDS set three, and all only where these differ."""
     sources = {_header_key(source): source for record in records for source in record.sources}
     features: dict[tuple, list[tuple]] = collections.defaultdict(list)
@@ -152,7 +126,7 @@ def _headers(records: Iterable[Record], threads: int) -> dict[tuple, Header | Pr
 
 
 def measure(
-    records: Sequence[Record], *, least: Mapping[str, tuple[int, str]], threads: int
+    records: Sequence[Record], *, least: Mapping[str, tuple[int, str]], threads: int | None
 ) -> tuple[list[Record], list[Problem]]:
     """Reads the headers of a data set, not the pixels.
 
@@ -236,90 +210,6 @@ class _Look:
         return self.digests[self.compared], self.record.split
 
 
-def _colours(pixels: np.ndarray) -> np.ndarray:
-    """Leaves out alpha: (height, width, 1 or 3)."""
-    return pixels[..., :1] if pixels.shape[-1] < 3 else pixels[..., :3]
-
-
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Returns float32 (height, width) in [0, 255] of uint8 or uint16 (height, width, 1 to 4)."""
-    colours = _colours(pixels)
-    if colours.dtype == np.uint16:
-        return colours.mean(-1, dtype=np.float32) / np.float32(257)
-    if colours.shape[-1] == 1:
-        return colours[..., 0].astype(np.float32)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert('L'), np.float32)
-
-
-def _resize(grey: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns the means over the parts of the image that height × width pixels cover."""
-    return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BOX))
-
-
-def _spectrum(grey: np.ndarray) -> np.ndarray:
-    """Returns the DCT of the thumbnail, float32 (32, 32); [0, 0] is 32 times the mean."""
-    from scipy import fft
-
-    return fft.dctn(_resize(grey, _SIDE, _SIDE), norm='ortho')
-
-
-def _reliability(grey: np.ndarray, spectrum: np.ndarray) -> float:
-    """Returns the share of the coarse contrast that is certainly no noise, 0 to 1.
-
-    Noise in the thumbnail is what it averaged away, or its finer frequencies, or rounding, whichever is most: texture
-    counts as such. Eight times as much is assumed, for the noise of compressed photographs is coarser than a pixel.
-    """
-    coarse = float(np.sum(spectrum[:_COARSE, :_COARSE] ** 2) - spectrum[0, 0] ** 2)
-    within = float(np.vdot(grey, grey)) / grey.size - float(np.vdot(spectrum, spectrum)) / spectrum.size
-    averaged = within / max(1.0, grey.size / spectrum.size)
-    noise = max(averaged, float(np.mean(spectrum[_COARSE:, _COARSE:] ** 2)), 0.25)
-    return max(0.0, 1 - 8 * _COARSE**2 * noise / coarse) if coarse > 0 else 0.0
-
-
-def _overlap(a: np.ndarray, b: np.ndarray, down: int, right: int) -> float:
-    """Pearson correlation of a, which lies (down, right) of b, and b, where both are."""
-    height, width = a.shape
-    a = a[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
-    b = b[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
-    return float(np.vdot(*_unit(np.stack([a - a.mean(), b - b.mean()]))))
-
-
-def _shift(a: np.ndarray, b: np.ndarray) -> tuple[int, int, float, float] | None:
-    """Returns how far input a lies off target b, as in `_Look`, where that is beyond doubt.
-
-    The peak of the cross-correlation, by FFT, of what a small mean leaves over a wide one. Large shifts, and those
-    under noise, are sought over the whole, reduced to 128 and 256 pixels, small ones in the middle in full resolution.
-    The shift must explain half of what does not correlate: noise and texture have many peaks, but none like that.
-    """
-    from scipy import fft, ndimage
-
-    (height, width), sharp = a.shape, True
-    tries = []
-    for scale in sorted({max(1.0, max(height, width) / side) for side in (128, 256)}, reverse=True):
-        small = round(height / scale), round(width / scale)
-        whole = [_resize(g, *small) for g in (a, b)]
-        tries.append((*whole, min(32, min(small) // 4), scale))
-    if scale > 1:
-        top, left = max(0, height // 2 - 128), max(0, width // 2 - 128)
-        tries.append((*(g[top : top + 256, left : left + 256] for g in (a, b)), 16, 1.0))
-    for one, other, most, pixels in reversed(tries):
-        if min(one.shape) < _SIDE:
-            continue
-        contrast = one.std(), other.std()
-        one, other = (ndimage.uniform_filter(g, 3) - ndimage.uniform_filter(g, 13) for g in (one, other))
-        # A blur may be lopsided and move what it blurs.
-        sharp = sharp and one.std() * contrast[1] >= 0.85 * other.std() * contrast[0]
-        shape = [fft.next_fast_len(n + most, real=True) for n in one.shape]
-        cross = fft.irfft2(fft.rfft2(one, shape) * np.conj(fft.rfft2(other, shape)), shape)
-        near = np.roll(cross, (most, most), (0, 1))[: 2 * most + 1, : 2 * most + 1]
-        down, right = (int(i) - most for i in np.unravel_index(near.argmax(), near.shape))
-        before, after = _overlap(one, other, 0, 0), _overlap(one, other, down, right)
-        far = max(abs(down), abs(right)) * pixels >= (2 if sharp else 8)
-        if far and after >= 0.7 and 1 - after <= 0.5 * (1 - before):
-            return round(down * pixels), round(right * pixels), before, after
-    return None
-
-
 def _foreign(pixels: np.ndarray, values: Sequence[int]) -> str:
     """Returns what to say of the values that a mask, uint8 or uint16, should not have; '' where there are none."""
     foreign = np.ones(np.iinfo(pixels.dtype).max + 1, bool)
@@ -345,9 +235,9 @@ def _look(record: Record, mask_values: Sequence[int], mask_side: str) -> tuple[_
             look.digests[side] = hashlib.blake2b(
                 pixels.ravel().data, key=f'{pixels.shape}{pixels.dtype}'.encode()
             ).digest()
-            greys.append(_grey(pixels))
+            greys.append(resemblance.to_grey(pixels))
             is_mask = bool(mask_values) and side == mask_side
-            message = _foreign(_colours(pixels), mask_values) if is_mask else ''
+            message = _foreign(resemblance.without_alpha(pixels), mask_values) if is_mask else ''
             if (pixels[::16, ::16] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
                 look.flat.add(side)
                 message = message or ('' if is_mask else f'every pixel is {"/".join(map(str, pixels[0, 0]))}')
@@ -355,12 +245,12 @@ def _look(record: Record, mask_values: Sequence[int], mask_side: str) -> tuple[_
                 problems.append(Problem('mask' if is_mask else 'constant', f'{source}: {message}', (record.name,)))
     except UserError as error:
         return None, [Problem('unreadable', str(error), (record.name,))]
-    spectra = [_spectrum(grey) for grey in greys]
+    spectra = [resemblance.spectrum_of(grey) for grey in greys]
     # Sizes that differ are a problem of their own.
     if len(greys) == 2 and greys[0].shape == greys[1].shape and not look.flat:
-        look.sure = float(np.prod([_reliability(*item) for item in zip(greys, spectra, strict=True)])) ** 0.5
-        look.shift = _shift(greys[0], greys[1])
-    bands = _SIDE if len(greys) == 2 else _BANDS
+        look.sure = float(np.prod([resemblance.reliability(*item) for item in zip(greys, spectra, strict=True)])) ** 0.5
+        look.shift = resemblance.find_shift(greys[0], greys[1])
+    bands = resemblance.SIDE if len(greys) == 2 else resemblance.BANDS
     look.spectra = {side: s[:bands, :bands].astype(np.float16) for (side, _), s in zip(sides, spectra, strict=True)}
     if look.shift:
         down, right, before, after = look.shift
@@ -370,67 +260,6 @@ def _look(record: Record, mask_values: Sequence[int], mask_side: str) -> tuple[_
     return look, problems
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Returns (n, …) as (n, features), each row of length 1, or of zeros."""
-    flat = rows.reshape(len(rows), -1)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), np.float32(1e-6))
-
-
-def _detail(spectra: np.ndarray) -> np.ndarray:
-    """Returns what tells pictures apart: (n, 139) coefficients, made equally strong in every band of frequencies.
-
-    Otherwise all skies would be alike. The length of a row, at most 1, says how much detail is above the floor.
-    """
-    rows = spectra[:, :_BANDS, :_BANDS][:, _USED].astype(np.float32)
-    for band in np.unique(_BAND):
-        power = np.mean(rows[:, band == _BAND] ** 2, 1, keepdims=True)
-        rows[:, band == _BAND] /= np.sqrt(power + np.float32(_FLOOR**2))
-    return rows / np.float32(len(_BAND) ** 0.5)
-
-
-def _turned(spectra: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields in which ways pictures can be turned, and their spectra, (n, 32, 32), then."""
-    rows, columns = (np.where(axis % 2, -1, 1).astype(np.float32) for axis in (_U, _V))
-    exchanged = spectra.swapaxes(1, 2)
-    yield 'mirrored left to right', spectra * columns
-    yield 'mirrored upside down', spectra * rows
-    yield 'turned by 180°', spectra * rows * columns
-    yield 'turned by 90° counter-clockwise', exchanged * rows
-    yield 'turned by 90° clockwise', exchanged * columns
-    yield 'mirrored along a diagonal', exchanged
-    yield 'mirrored along the other diagonal', exchanged * rows * columns
-
-
-def _surplus(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns by how many standard deviations the sum of the fits of pairs differs from that of shuffled pairs.
-
-    What is compared is the fine structure of the thumbnails, and where they have edges. Mean and variance under all
-    permutations are known (Hoeffding 1951, "A combinatorial central limit theorem").
-
-    Args:
-      inputs: spectra, float32 (n, 32, 32).
-      targets: likewise.
-
-    Returns:
-      (2, n): by structure and by edges; at k for the input of each with the target of the k-th after it.
-    """
-    from scipy import fft, ndimage
-
-    def traits(spectra: np.ndarray) -> list[np.ndarray]:
-        thumbnails = fft.idctn(spectra, axes=(1, 2), norm='ortho')
-        edges = np.hypot(ndimage.sobel(thumbnails, 1), ndimage.sobel(thumbnails, 2))
-        fine = np.where(_RADIUS < 3, 0, spectra * _RADIUS)
-        return [_unit(fine), _unit(edges - ndimage.uniform_filter(edges, (1, 7, 7)))]
-
-    n, index, rows = len(inputs), np.arange(len(inputs)), []
-    for a, b in zip(traits(inputs), traits(targets), strict=True):
-        fit = a @ b.T
-        variance = np.sum((fit - fit.mean(0) - fit.mean(1, keepdims=True) + fit.mean()) ** 2) / (n - 1)
-        sums = np.array([fit[index, (index + k) % n].sum() for k in range(n)])
-        rows.append(np.abs(sums - n * fit.mean()) / max(1e-6, variance**0.5))
-    return np.stack(rows)
-
-
 def _wrong_lists(looks: list[_Look], inputs: np.ndarray, targets: np.ndarray) -> tuple[list[Problem], set[int], str]:
     """Finds whether pairs are pairs at all, as a whole and 50 by 50; returns problems, who is in them, and a note."""
     everything = np.arange(len(looks))
@@ -438,7 +267,7 @@ def _wrong_lists(looks: list[_Look], inputs: np.ndarray, targets: np.ndarray) ->
     problems: list[Problem] = []
     wrong: set[int] = set()
     for part in (spread, *np.array_split(everything, max(1, len(looks) // 50))):
-        fits = _surplus(inputs[part], targets[part])
+        fits = resemblance.surplus(inputs[part], targets[part])
         own = float(fits[:, 0].max())
         kind, k = np.unravel_index(fits.argmax(), fits.shape)
         # What is spread has no neighbours in the list.
@@ -454,50 +283,14 @@ def _wrong_lists(looks: list[_Look], inputs: np.ndarray, targets: np.ndarray) ->
         message += 'is the list of pairs wrong?'
         if part is spread:
             overall = own
-            if shifted or own < _BETTER:
+            # Noise alone fits nothing.
+            if shifted or (own < _BETTER and sum(look.sure > 0 for look in looks) >= 10):
                 return [Problem('mismatched', message, score=own)], set(everything), ''
         elif shifted:
             wrong |= set(part)
             names = tuple(looks[i].record.name for i in part)
             problems.append(Problem('mismatched', message, names, own))
-    return problems, wrong, f'; as a whole they fit better than shuffled ones, by {overall:.0f} standard deviations'
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns the Pearson correlations, (n,), of the coarse parts of spectra without constant, (n, 32, 32)."""
-    return np.sum(_unit(a[:, :_COARSE, :_COARSE]) * _unit(b[:, :_COARSE, :_COARSE]), 1)
-
-
-def _better_fits(
-    looks: list[_Look], here: np.ndarray, targets: np.ndarray, others: np.ndarray, some: list[int]
-) -> list[str]:
-    """Returns what fits some inputs decidedly better than their target does; '' where nothing does.
-
-    It is another target, or their own when they are turned. It must leave a quarter of what does not correlate, and
-    the detail must agree as well, which that of different pictures does not.
-
-    Args:
-      looks: all n pairs.
-      here: spectra of the m inputs in question.
-      targets: of all targets.
-      others: their `_detail`.
-      some: which of all pairs are in question, (m,).
-    """
-    fits = _detail(here) @ others.T
-    before, own = _correlation(here, targets[some]), fits[np.arange(len(some)), some]
-    fits[np.arange(len(some)), some] = -1
-    best = fits.argmax(1)
-    names = [f'the input fits {looks[i].record.target}' for i in best]
-    options = [(names, fits.max(1), _correlation(here, targets[best]))]
-    for way, turned in _turned(here):
-        names = [f'it fits when the input is {way}'] * len(some)
-        options.append((names, np.sum(_detail(turned) * others[some], 1), _correlation(turned, targets[some])))
-    least = np.maximum(0.4, own + 0.3)
-    texts = [''] * len(some)
-    for names, detail, plain in options:
-        for i in np.nonzero((detail >= least) & (plain >= 0.9) & (1 - plain <= 0.25 * (1 - before)))[0]:
-            texts[i], least[i] = f'{names[i]} ({plain[i]:.2f})', detail[i]
-    return texts
+    return problems, wrong, f'; as a whole they fit by {overall:.0f} standard deviations better than shuffled ones'
 
 
 def _mismatches(looks: list[_Look]) -> tuple[list[Problem], list[str]]:
@@ -509,14 +302,14 @@ def _mismatches(looks: list[_Look]) -> tuple[list[Problem], list[str]]:
     )
     for spectra in (inputs, targets):
         spectra[:, 0, 0] = 0
-    own, others = _correlation(inputs, targets), _detail(targets)
+    own, others = resemblance.correlations(inputs, targets), resemblance.detail_of(targets)
     judged = np.array([look.sure >= _SURE for look in looks])
     median = float(np.median(own[judged])) if judged.any() else 0.0
     problems: list[Problem] = []
     wrong: set[int] = set()
     notes = []
     if median < _ALIKE:
-        few = f', and {len(looks)} are too few to judge them as a whole'
+        few = f', and {len(looks)} are too few, or too few differ, to judge them as a whole'
         if min(len({look.digests[side] for look in looks}) for side in ('input', 'target')) >= 10:
             problems, wrong, few = _wrong_lists(looks, inputs, targets)
         notes = [f'inputs and targets do not correlate (median {median:.2f}): single pairs cannot be judged{few}']
@@ -525,69 +318,20 @@ def _mismatches(looks: list[_Look]) -> tuple[list[Problem], list[str]]:
     suspects = [i for i in np.argsort(own) if own[i] < 0.98 and i not in wrong and not looks[i].shift][:5000]
     for start in range(0, len(suspects), 500):
         some = suspects[start : start + 500]
-        for i, better in zip(some, _better_fits(looks, inputs[some], targets, others, some), strict=True):
-            record = looks[i].record
+        for i, better in zip(some, resemblance.better_fits(inputs[some], targets, others, some), strict=True):
+            record, says = looks[i].record, f'the median of all is {median:.2f}'
+            if better:
+                what, score = better
+                where = f'when {what}' if isinstance(what, str) else str(looks[what].record.target)
+                says = f'the input fits {where} ({score:.2f})'
             if better or (median >= _ALIKE and judged[i] and own[i] < _UNLIKE):
-                message = f'{_both(record)}: correlation {own[i]:.2f}; {better or f"the median of all is {median:.2f}"}'
+                message = f'{_both(record)}: correlation {own[i]:.2f}; {says}'
                 problems.append(Problem('mismatched', message, (record.name,), float(own[i])))
     return problems, notes
 
 
-def _candidates(detail: np.ndarray, scenes: np.ndarray) -> list[Pair]:
-    """Returns images of different scenes that may be copies, those with the same detail first.
-
-    Args:
-      detail: (n, 139).
-      scenes: numbers, (n,).
-    """
-    coarse = detail[:, _BAND < _COARSE] * np.float32((len(_BAND) / np.sum(_BAND < _COARSE)) ** 0.5)
-    lengths = np.linalg.norm(detail, axis=1)
-    best: list[Pair] = []
-    for start in range(0, len(detail), 512):
-        rough = coarse[start : start + 512] @ coarse[start:].T
-        one, other = (found + start for found in np.nonzero(rough >= _COARSELY))
-        keep = (other > one) & (scenes[one] != scenes[other])
-        one, other = one[keep], other[keep]
-        for some in np.array_split(np.arange(len(one)), len(one) // 100_000 + 1):
-            i, j = one[some], other[some]
-            product = np.einsum('ij,ij->i', detail[i], detail[j])
-            alike = product / (lengths[i] * lengths[j])
-            score = np.where((alike >= _NEAR[0]) & (product >= _NEAR[1]), 1 + alike, rough[i - start, j - start])
-            best += zip(score.tolist(), i.tolist(), j.tolist(), strict=True)
-        best = heapq.nlargest(_MOST_CANDIDATES, best)
-    return best
-
-
-def _likeness(sources: Sequence[Source]) -> float:
-    """Returns the local correlation of two images, where one may be a part of the other; 0 where they are too smooth.
-
-    What a small mean leaves over a wide one counts by its sign and form, hardly by its contrast, so that everything
-    within the same frame must agree, too. Waves and gradients agree with everything like them: they prove nothing.
-    """
-    from scipy import ndimage
-    from skimage import feature
-
-    def local(grey: np.ndarray) -> np.ndarray:
-        band = ndimage.uniform_filter(grey, 3) - ndimage.uniform_filter(grey, 13)
-        return band / np.sqrt(ndimage.uniform_filter(band**2, 13) + np.float32(1))
-
-    greys = [_resize(_grey(source.read()), 64, 64) for source in sources]
-    one, other = map(local, greys)
-    if min(max(_overlap(g, g, *step) for step in ((0, 4), (4, 0), (3, 3), (3, -3))) for g in (one, other)) >= _SMOOTH:
-        return 0.0
-    best = _overlap(one, other, 0, 0)
-    for (whole, part), share in itertools.product((greys, greys[::-1]), _CROPS):
-        if best < _COPY:
-            side = round(64 * share)
-            part = _resize(part, side, side)
-            fit = feature.match_template(*(g - ndimage.uniform_filter(g, 17) for g in (whole, part)))
-            top, left = np.unravel_index(fit.argmax(), fit.shape)
-            best = max(best, _overlap(local(whole[top : top + side, left : left + side]), local(part), 0, 0))
-    return best
-
-
-def _links(looks: list[_Look], threads: int) -> Iterator[tuple[float, int, int, str]]:
-    """Yields (similarity, one, other, how) of examples that are copies."""
+def _links(looks: list[_Look], threads: int | None, notes: list[str]) -> Iterator[tuple[float, int, int, str]]:
+    """Yields (similarity, one, other, how) of examples that are copies; adds to the notes what was not compared."""
     usable = [i for i, look in enumerate(looks) if look.compared not in look.flat]
     for how in ('the same example', 'the same picture'):
         groups: dict[tuple, list[int]] = collections.defaultdict(list)
@@ -605,17 +349,21 @@ def _links(looks: list[_Look], threads: int) -> Iterator[tuple[float, int, int, 
     distinct = sorted({looks[i].picture: i for i in reversed(usable)}.values())
     if not distinct:
         return
-    spectra = np.stack([looks[i].spectra[looks[i].compared][:_BANDS, :_BANDS] for i in distinct])
+    spectra = np.stack(
+        [looks[i].spectra[looks[i].compared][: resemblance.BANDS, : resemblance.BANDS] for i in distinct]
+    )
     scenes = np.unique([looks[i].record.scene for i in distinct], return_inverse=True)[1]
-    found = _candidates(_detail(spectra), scenes)
+    found = resemblance.find_candidates(resemblance.detail_of(spectra), scenes)
+    if len(found) == resemblance.MOST_CANDIDATES and found[-1][0] > 1:
+        notes.append(f'of the pairs of images that may be copies only the likeliest {len(found)} were compared')
     sources = [[looks[distinct[i]].source for i in pair] for _, *pair in found]
-    for (_, i, j), score in zip(found, in_threads(_likeness, sources, threads), strict=True):
-        if score >= _COPY:
+    for (_, i, j), score in zip(found, in_threads(resemblance.likeness, sources, threads), strict=True):
+        if score >= resemblance.COPY:
             yield min(score, 0.9999), distinct[i], distinct[j], 'nearly the same picture'
 
 
-def _copies(looks: list[_Look], threads: int) -> list[Problem]:
-    """Reports copies, and which to drop: of different splits that in train, else the later one."""
+def _copies(looks: list[_Look], threads: int | None, notes: list[str]) -> list[Problem]:
+    """Reports copies, and which to drop: of different splits that in train, else the later one; adds to the notes."""
     users: dict[tuple, list[int]] = collections.defaultdict(list)
     for i, look in enumerate(looks):
         users[look.picture].append(i)
@@ -626,7 +374,7 @@ def _copies(looks: list[_Look], threads: int) -> list[Problem]:
 
     problems: list[Problem] = []
     dropped: set[int] = set()
-    for score, i, j, how in sorted(_links(looks, threads), key=order):
+    for score, i, j, how in sorted(_links(looks, threads, notes), key=order):
         one, other = (looks[k] for k in sorted((i, j)))
         leaks = one.record.split != other.record.split
         victim = min(i, j) if leaks and one.record.split == 'train' else max(i, j)
@@ -649,7 +397,7 @@ def audit(
     *,
     mask_values: Sequence[int],
     mask_side: str,
-    threads: int,
+    threads: int | None,
     sample: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Audit:
@@ -676,7 +424,7 @@ def audit(
         if progress and (done % max(1, len(chosen) // 100) == 0 or done == len(chosen)):
             progress(done, len(chosen))
     mismatches, notes = _mismatches([look for look in looks if len(look.spectra) == 2 and not look.flat])
-    found += mismatches + _copies(looks, threads)
+    found += mismatches + _copies(looks, threads, notes)
     if same := sum(len(look.digests) == 2 and len(set(look.digests.values())) == 1 for look in looks):
         notes.append(f'{same} pairs have inputs that equal their targets')
     if len(chosen) < len(records):

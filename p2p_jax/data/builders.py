@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from p2p_jax.data import images, labelled, layouts
 from p2p_jax.data.degrade import DEGRADATIONS
@@ -119,22 +120,29 @@ class ImageSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _generate_examples(self, records: Sequence[Record]) -> Iterator[tuple[int, dict[str, Any]]]:
         threads = self._plan.threads if self._plan else None
-        for number, example in enumerate(in_threads(self._example, records, threads)):
+        # The tiles of an image lie next to one another: it is decoded once for all of them.
+        together = (list(tiles) for _, tiles in itertools.groupby(records, lambda record: record.target.whole))
+        examples = itertools.chain.from_iterable(in_threads(self._examples, together, threads, ahead=1))
+        for number, example in enumerate(examples):
             yield number, example
             if self._plan:
                 self._plan.progress()
 
-    def _pixels(self, source: Source, side: str) -> np.ndarray:
-        feature = self.info.features[side]
-        return images.to_format(source.read(), feature.shape[-1], 8 * np.dtype(feature.np_dtype).itemsize)
+    def _examples(self, tiles: Sequence[Record]) -> list[dict[str, Any]]:
+        """Reads the images of tiles that belong together and cuts them; runs in a thread."""
+        read = functools.lru_cache(maxsize=2)(lambda source: source.read())
+        return [self._example(tile, lambda source: source.cut(read(source.whole))) for tile in tiles]
 
-    def _example(self, record: Record) -> dict[str, Any]:
-        """Reads and cuts one example; runs in a thread."""
+    def _pixels(self, pixels: np.ndarray, side: str) -> np.ndarray:
+        feature = self.info.features[side]
+        return images.to_format(pixels, feature.shape[-1], 8 * np.dtype(feature.np_dtype).itemsize)
+
+    def _example(self, record: Record, read: Callable[[Source], np.ndarray]) -> dict[str, Any]:
         example: dict[str, Any] = {'name': record.name, 'scene': record.scene}
-        example['target'] = self._pixels(record.target, 'target')
+        example['target'] = self._pixels(read(record.target), 'target')
         if 'input' in self.info.features:
             assert record.input is not None, 'the features say that there is an input'
-            example['input'] = self._pixels(record.input, 'input')
+            example['input'] = self._pixels(read(record.input), 'input')
         if self.has_label:
             example['label'] = record.label
         return example
@@ -183,11 +191,11 @@ class FfhqBlur(ImageSet):
     radius = 4.0
     MANUAL_DOWNLOAD_INSTRUCTIONS = _instructions(layouts.FFHQ)
 
-    def _example(self, record: Record) -> dict[str, Any]:
+    def _example(self, record: Record, read: Callable[[Source], np.ndarray]) -> dict[str, Any]:
         if 'input' not in self.info.features:
-            return super()._example(record)
+            return super()._example(record, read)
         blur = DEGRADATIONS['lens_blur'](radius=(self.radius, self.radius), linear_light=True)
-        sharp = self._pixels(record.target, 'target')
+        sharp = self._pixels(read(record.target), 'target')
         blurred = np.asarray(blur(jax.numpy.asarray(sharp, np.float32) / 255, jax.random.key(0)))
         example = {'name': record.name, 'scene': record.scene, 'target': sharp}
         return example | {'input': np.rint(blurred * 255).astype(np.uint8)}
@@ -244,7 +252,13 @@ def _check_disk(output: Path, needed: int) -> None:
 
 
 def build(
-    layout: str, selection: Selection, classes: tuple[str, ...], splits: Splits, output: Path, threads: int | None
+    layout: str,
+    selection: Selection,
+    classes: tuple[str, ...],
+    splits: Splits,
+    output: Path,
+    threads: int | None,
+    progress: Callable[[], object],
 ) -> Path:
     """Stores cut examples as array_record; all or nothing: TFDS renames the folder when everything is written.
 
@@ -254,7 +268,8 @@ def build(
       classes: the names of the labels.
       splits: the examples, cut.
       output: TFDS's data_dir, in which the set gets a folder of its own.
-      threads: that read and cut.
+      threads: that read and cut; None: one a core.
+      progress: called once for each example that is done.
 
     Returns:
       The folder of the set.
@@ -267,16 +282,14 @@ def build(
     size = sum(record.size[0] * record.size[1] for record in records) * sum(channels.values()) * bits // 8
     # TFDS writes the examples, and then once more in order.
     _check_disk(output, 2 * size)
-    print(f'{len(records)} examples, {size / 1e9:.2f} GB, to {output}')
     for leftover in output.glob('*/incomplete.*'):
         shutil.rmtree(leftover)  # of a run that was killed
-    with tqdm(total=len(records), desc='preparing', unit=' examples') as bar:
-        plan = Plan(manifest(layout, selection, classes, splits), splits, channels, bits, threads, bar.update)
-        builder = _choose(layout, records[0])(plan=plan, data_dir=str(output), file_format='array_record')
-        tfds.disable_progress_bar()  # TFDS's own knows no total
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
-                builder.download_and_prepare()
-        finally:
-            tfds.enable_progress_bar()
+    plan = Plan(manifest(layout, selection, classes, splits), splits, channels, bits, threads, progress)
+    builder = _choose(layout, records[0])(plan=plan, data_dir=str(output), file_format='array_record')
+    tfds.disable_progress_bar()  # TFDS's own knows no total
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+            builder.download_and_prepare()
+    finally:
+        tfds.enable_progress_bar()
     return Path(builder.data_path)

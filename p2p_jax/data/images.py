@@ -245,16 +245,16 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
 
 
 def _encoded(image: np.ndarray, suffix: str) -> bytes:
+    flat = np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
     if suffix in ('.tif', '.tiff'):
         stream = io.BytesIO()
         colours = 'rgb' if image.shape[-1] >= 3 else 'minisblack'
         extra = ['unassalpha'] if image.shape[-1] in (2, 4) else None
-        flat = image[..., 0] if image.shape[-1] == 1 else image
         tifffile.imwrite(stream, flat, photometric=colours, extrasamples=extra, compression='deflate', predictor=True)
         return stream.getvalue()
     if suffix != '.png':
         raise UserError(f'{suffix}: images are written as .png or .tif')
-    return bytes(imagecodecs.png_encode(image, level=6))
+    return bytes(imagecodecs.png_encode(flat, level=6))
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -262,7 +262,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
     It is written under a temporary name first, so that no half file is left.
     """
-    content = _encoded(np.ascontiguousarray(image), path.suffix.lower())
+    content = _encoded(image, path.suffix.lower())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:

@@ -255,11 +255,13 @@ def evaluation_batches(
         for start in range(0, len(members), batch_size)
     ]
     mine = shard.of(batch_size)
+    # Tiles of one image are next to one another.
+    whole = functools.lru_cache(maxsize=4)(lambda source: source.read())
 
     def load(chosen: list[int]) -> Batch:
         padded = chosen + chosen[:1] * (batch_size - len(chosen))
         read = functools.lru_cache(maxsize=2 * batch_size)(
-            lambda source: as_stored(centre_crop(source.read(), crop_size))
+            lambda source: as_stored(centre_crop(source.cut(whole(source.whole)), crop_size))
         )
         target = np.stack([read(records[padded[i]].target) for i in mine])
         inputs = [records[padded[i]].input for i in mine]

@@ -28,6 +28,7 @@ def manifest(
 
 def _row(record: Record) -> dict[str, Any]:
     row = {'name': record.name, 'scene': record.scene, 'size': record.size, 'bits': record.bits}
+    row |= {} if record.scale == 1 else {'scale': record.scale}
     row |= {'paired': True} if record.input else {}
     row |= {} if record.label is None else {'label': record.label}
     return row | ({'attributes': dict(record.attributes)} if record.attributes else {})
@@ -45,6 +46,7 @@ def _record(folder: Path, split: str, number: int, row: dict[str, Any]) -> Recor
         attributes=row.get('attributes', {}),
         size=tuple(row['size']),
         bits=row['bits'],
+        scale=row.get('scale', 1.0),
     )
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ class Record:
       blind: no target is published: `target` is the input itself, and nothing can be trained on or scored.
       size: (height, width) of the target in pixels; filled by `measure`.
       bits: of the deeper of the two images; likewise.
+      scale: side of the example over the side of the part of the image that it shows; filled by `cut`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Record:
     blind: bool = False
     size: tuple[int, int] = (0, 0)
     bits: int = 8
+    scale: float = 1.0
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -144,6 +147,11 @@ class Layout:
     named: bool = False
     recognise: Callable[[Path, Selection], Found] | None = None
 
+    @property
+    def hint(self) -> str:
+        """What to put where, for messages."""
+        return f'Expected under data.dir: {self.tree}' + (f'\nWhere to get it: {self.source}' if self.source else '')
+
 
 def listing(root: Path) -> str:
     """Returns what lies in a folder, shortened, for messages."""
@@ -170,9 +178,7 @@ def _recognise(layouts: Mapping[str, Layout], names: Sequence[str], root: Path, 
     if root.is_dir() and any(path.suffix.lower() in ARCHIVES for path in root.iterdir()):
         lines += ['It holds archives: unpack them first.']
     if len(names) == 1:
-        layout = layouts[names[0]]
-        lines += [f'That is not data.layout={reasons[0]}', f'Expected under data.dir: {layout.tree}']
-        lines += [f'Where to get it: {layout.source}'] if layout.source else []
+        lines += [f'That is not data.layout={reasons[0]}', layouts[names[0]].hint]
         lines += [f'data.layout={AUTO} tries every layout: {", ".join(layouts)}.']
     else:
         lines += [f'No layout fits; tried:{shortlist(reasons, len(reasons))}']
@@ -198,13 +204,12 @@ def find(layouts: Mapping[str, Layout], name: str, root: Path | None, selection:
         layout = pick(layouts, name, 'data.layout')
         if root is None and layout.default_root:
             root = layout.default_root()
+    hint = '' if name == AUTO else f'\n{layouts[name].hint}'
     if root is None:
-        tree = '' if name == AUTO else f'\nExpected there: {layouts[name].tree}'
-        raise UserError(f'data.dir is not set: give the folder of the data set.{tree}\n{NO_DOWNLOAD}')
+        raise UserError(f'data.dir is not set: give the folder of the data set.{hint}\n{NO_DOWNLOAD}')
     if not root.exists() and not (name != AUTO and layouts[name].named):
         near = next((parent for parent in root.absolute().parents if parent.is_dir()), root)
-        tree = '' if name == AUTO else f'\nExpected there: {layouts[name].tree}'
-        raise UserError(f'data.dir={str(root)!r}: no such folder; {near} holds {listing(near)}.{tree}\n{NO_DOWNLOAD}')
+        raise UserError(f'data.dir={str(root)!r}: no such folder; {near} holds {listing(near)}.{hint}\n{NO_DOWNLOAD}')
     readable = root.suffix.lower() == '.zip' and name in (AUTO, 'labelled')
     if root.is_file() and root.suffix.lower() in ARCHIVES and not readable:
         raise UserError(
@@ -337,7 +342,12 @@ def cut(record: Record, selection: Selection) -> list[Record]:
         assert target is not None
         tiles.append(
             dataclasses.replace(
-                record, name=name, target=target, input=place(record.input, 'input'), size=size or box[2:]
+                record,
+                name=name,
+                target=target,
+                input=place(record.input, 'input'),
+                size=size or box[2:],
+                scale=math.sqrt(size[0] * size[1] / (box[2] * box[3])) if size else 1.0,
             )
         )
     return tiles

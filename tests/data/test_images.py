@@ -30,6 +30,8 @@ def header(path):
 @pytest.mark.parametrize('bits', [8, 16])
 def test_round_trip_of_every_depth_and_channels(tmp_path, bits, channels, suffix):
     image = random_image(bits, channels)
+    if channels == 1:
+        image = image[..., 0][..., None]  # a view whose strides not every encoder takes
     path = tmp_path / 'deep' / f'a{suffix}'
     images.write_image(path, image)
     assert header(path) == images.Header(13, 9, channels, bits)

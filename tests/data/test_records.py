@@ -42,6 +42,7 @@ def test_the_satellite_project_s_split():
     dealt = split_by_scene(whole, (0.75, 0.0833, 0.1667), 0)
     parts = [part for r in dealt for part in cut(r, dataclasses.replace(CHOICE, grid=(2, 2), resize=286))]
     assert [sum(r.split == s for r in parts) for s in SPLITS] == [540, 60, 120]
+    assert {part.scale for part in parts} == {286 / 2500}
     assert {part.size for part in parts} == {(286, 286)} and {part.target.box[2:] for part in parts} == {(2500, 2500)}
 
 
