@@ -121,6 +121,15 @@ def _jitter(image: np.ndarray, mean: float, brightness: float, contrast: float, 
     return np.clip(np.rint(grey + saturation * (pixels - grey)), 0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
+def _copy(image: np.ndarray, out: np.ndarray) -> None:
+    """Copies (height, width, channels); of mirrored and turned views channel by channel, which is five times faster."""
+    if image.strides[1] == out.strides[1]:
+        out[...] = image
+    else:
+        for channel in range(out.shape[-1]):
+            out[..., channel] = image[..., channel]
+
+
 class TrainData:
     """Training batches as a pure function of (seed, batch number): there is no iterator state to save.
 
@@ -195,9 +204,9 @@ class TrainData:
         condition = np.empty(shape, self._format.dtype) if self._records[0].input else target
         for place, position in enumerate(self._positions):
             pair = self.example(number, position)
-            target[place] = pair[-1]
+            _copy(pair[-1], target[place])
             if condition is not target:
-                condition[place] = pair[0]
+                _copy(pair[0], condition[place])
         return {
             'condition': condition,
             'target': target,

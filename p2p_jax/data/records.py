@@ -332,20 +332,19 @@ def cut(record: Record, selection: Selection) -> list[Record]:
     tiles = []
     for box in boxes:
         part = None if box == (0, 0, height, width) else box
-
-        def place(source: Source | None, side: str) -> Source | None:
-            nearest = bool(selection.mask_values) and side == mask
-            return source and dataclasses.replace(source, box=part, size=size, nearest=nearest)  # noqa: B023
-
-        name = f'{record.name}@{box[0]},{box[1]}' if part else record.name
-        target = place(record.target, 'target')
-        assert target is not None
+        sides = {
+            side: dataclasses.replace(
+                source, box=source.inside(part), size=size, nearest=bool(selection.mask_values) and side == mask
+            )
+            for side, source in (('input', record.input), ('target', record.target))
+            if source
+        }
         tiles.append(
             dataclasses.replace(
                 record,
-                name=name,
-                target=target,
-                input=place(record.input, 'input'),
+                name=f'{record.name}@{box[0]},{box[1]}' if part else record.name,
+                target=sides['target'],
+                input=sides.get('input'),
                 size=size or box[2:],
                 scale=math.sqrt(size[0] * size[1] / (box[2] * box[3])) if size else 1.0,
             )

@@ -48,6 +48,12 @@ class Source:
         """The image that this is a part of."""
         return dataclasses.replace(self, box=None, size=None, nearest=False)
 
+    def inside(self, part: Box | None) -> Box | None:
+        """Returns the box of a part of this part, which may itself be one of two images side by side."""
+        if part is None or self.box is None:
+            return part or self.box
+        return self.box[0] + part[0], self.box[1] + part[1], part[2], part[3]
+
     def encoded(self) -> Path | bytes:
         """Returns the path of a file, or the bytes of an archive's member, as they are stored."""
         if self.kind == 'file':

@@ -98,6 +98,20 @@ def test_tiles_of_a_size_cover_everything_and_overlap_at_least_so_much(record, s
     assert all(b - a <= size - overlap for a, b in itertools.pairwise(lefts))
 
 
+@pytest.mark.parametrize('changes', [{}, {'grid': (2, 2)}, {'tile_size': 20}, {'resize': 30}])
+def test_the_halves_of_a_picture_are_cut_each_by_itself(tmp_path, changes):
+    left, right = picture(1, 40, 40), picture(2, 40, 40)
+    path = tmp_path / 'both.png'
+    write_image(path, np.concatenate([left, right], 1))
+    halves = {side: Source(path, box=(0, 40 * i, 40, 40)) for i, side in enumerate(('input', 'target'))}
+    tiles = tiles_of(Record('a', **halves, size=(40, 40)), **changes)
+    for image, side in ((left, 'input'), (right, 'target')):
+        write_image(tmp_path / f'{side}.png', image)
+        alone = tiles_of(Record('a', Source(tmp_path / f'{side}.png'), size=(40, 40)), **changes)
+        for tile, expected in zip(tiles, alone, strict=True):
+            np.testing.assert_array_equal(getattr(tile, side).read(), expected.target.read())
+
+
 def test_resizing_keeps_the_values_of_masks(record):
     (tile,) = tiles_of(record, resize=24, mask_values=(0, 255))
     assert tile.size == (24, 24) == tile.target.read().shape[:2]
