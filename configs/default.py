@@ -49,7 +49,7 @@ def _add_data(config: ConfigDict) -> None:
     config.data.direction = 'AtoB'  # A is the input and B the target; BtoA exchanges them
     config.data.channels = 3  # of the images inside the networks: 3 | 1; files of other kinds are converted
     config.data.mask_values = ()  # the values that masks (side A) may have; () where A is no mask
-    config.data.on_problem = 'stop'  # stop | drop the examples that are wrong, and say how many
+    config.data.on_problem = 'stop'  # stop | drop (looks at everything, and goes on without what is wrong)
 
     config.data.own_split = True  # take the split that the set comes with, where it has one
     config.data.split = (0.7, 0.15, 0.15)  # train, val, test; by scene

@@ -80,41 +80,39 @@ def _examine(
         return records, look(progress=lambda done, total: bar.update(done - bar.n))
 
 
-def _check_use(config: ml_collections.ConfigDict, layout: str, found: Found) -> None:
-    """Finds out whether the examples can serve what the configuration wants of them."""
-    if config.degrade.name == 'none' and any(record.input is None for record in found.records):
-        what = 'labels' if found.classes else 'clean images alone'
-        raise UserError(
-            f'data.layout={layout}: this set has {what}, no input images. Choose the degradation that makes the '
-            'inputs, for example --config.degrade.name=poisson_gaussian.'
-        )
-    if any(record.blind for record in found.records):
-        raise UserError(
-            f'data.dir={config.data.dir!r}: the targets of this benchmark are not published; '
-            'nothing can be trained on it or scored here.'
-        )
+def _without_problems(
+    config: ml_collections.ConfigDict, found: Found, names: Sequence[str], say: Callable[[str], None]
+) -> list[Record]:
+    """Looks at the data and returns the examples of at least the named splits that are to be used.
 
-
-def _ready(
-    config: ml_collections.ConfigDict, names: Sequence[str], say: Callable[[str], None]
-) -> tuple[str, Found, Splits]:
-    """Finds, looks over, cuts and limits the examples of the named splits."""
-    layout, found = _found(config)
-    if config.data.layout == 'auto' or layout == 'prepared':
-        say(f'data.layout={layout}: recognised in {config.data.dir}')
-    _check_use(config, layout, found)
-    records, seen = _examine(config, found, names, _GLANCE)
+    Raises:
+      UserError: problems were found, and `data.on_problem` is to stop.
+    """
+    drop = config.data.on_problem == 'drop'
+    # What is dropped must not depend on who asks: it is all that `audit` finds, in all splits.
+    records, seen = _examine(config, found, SPLITS if drop else names, None if drop else _GLANCE)
     if seen.problems:
-        if config.data.on_problem == 'stop':
+        # Where no pair fits, nothing would be left.
+        if not drop or any(problem.kind == 'mismatched' and not problem.records for problem in seen.problems):
             raise UserError(
                 f'{seen.table()}\nTo see all that is wrong: python -m p2p_jax.main audit with the same --config flags. '
                 'To go on without these examples: --config.data.on_problem=drop'
             )
         dropped = seen.dropped()
-        kept = [record for record in records if record.name not in dropped]
-        lost = len([r for r in found.records if r.split in names]) - len(kept)
+        records = [record for record in records if record.name not in dropped]
+        lost = len(found.records) - len(records)
         say(f'data.on_problem=drop: {len(seen.problems)} problems; going on without {lost} examples')
-        records = kept
+    return records
+
+
+def _ready(config: ml_collections.ConfigDict, found: Found, names: Sequence[str], say: Callable[[str], None]) -> Splits:
+    """Looks over, cuts and limits the examples of the named splits."""
+    if any(record.blind for record in found.records):
+        raise UserError(
+            f'data.dir={config.data.dir!r}: the targets of this benchmark are not published; '
+            'nothing can be trained on it or scored here.'
+        )
+    records = _without_problems(config, found, names, say)
     splits: Splits = {name: [record for record in records if record.split == name] for name in names}
     if not found.prepared:
         chosen = selection(config)
@@ -126,7 +124,7 @@ def _ready(
     if empty:
         there = {name: sum(r.split == name for r in found.records) for name in SPLITS}
         raise UserError(f'data.dir={config.data.dir!r}: no images for {", ".join(empty)}; found: {there}')
-    return layout, found, splits
+    return splits
 
 
 def find_splits(config: ml_collections.ConfigDict, names: Sequence[str], say: Callable[[str], None] = print) -> Splits:
@@ -140,7 +138,16 @@ def find_splits(config: ml_collections.ConfigDict, names: Sequence[str], say: Ca
     Raises:
       UserError: whatever is wrong with the data, all at once.
     """
-    return _ready(config, names, say)[2]
+    layout, found = _found(config)
+    if config.data.layout == 'auto' or layout == 'prepared':
+        say(f'data.layout={layout}: recognised in {config.data.dir}')
+    if config.degrade.name == 'none' and any(record.input is None for record in found.records):
+        what = 'labels' if found.classes else 'clean images alone'
+        raise UserError(
+            f'data.layout={layout}: this set has {what}, no input images. Choose the degradation that makes the '
+            'inputs, for example --config.degrade.name=poisson_gaussian.'
+        )
+    return _ready(config, found, names, say)
 
 
 def describe(splits: Splits) -> str:
@@ -237,9 +244,11 @@ def prepare(config: ml_collections.ConfigDict, output: Path) -> Path:
         return there
     if output.exists() and not output.is_dir():
         raise UserError(f'--output={output}: that is a file; expected a folder, which may be new')
-    layout, found, splits = _ready(config, SPLITS, print)
+    layout, found = _found(config)
     if found.prepared:
         raise UserError(f'data.dir={config.data.dir!r} is a prepared set itself')
+    print(f'data.layout={layout}: {config.data.dir or "its own folder"}')
+    splits = _ready(config, found, SPLITS, print)
     print(describe(splits))
     from p2p_jax.data.builders import build  # imports TFDS
 

@@ -95,6 +95,28 @@ def test_problems_stop_all_at_once_or_are_dropped(tmp_path):
     assert any('3 problems; going on without 2 examples' in line for line in said)
 
 
+def test_what_is_dropped_does_not_depend_on_who_asks(pairs):
+    """A copy in validation and test: training and evaluation leave out the same one."""
+    for side in ('input', 'target'):
+        shutil.copy(pairs / 'val' / side / '1.png', pairs / 'test' / side / 'copy.png')
+    config = setting(pairs, data__on_problem='drop')
+    everything, alone = splits_of(config), splits_of(config, ['test'])
+    assert [r.name for r in everything['test']] == [r.name for r in alone['test']]
+    names = {r.name for records in everything.values() for r in records}
+    assert len(names & {'val/1', 'test/copy'}) == 1
+
+
+def test_a_list_of_wrong_pairs_cannot_be_dropped(tmp_path):
+    for i in range(16):
+        random = np.random.default_rng(i)
+        image = random.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        write_image(tmp_path / 'target' / f'{i:02}.png', image)
+        write_image(tmp_path / 'input' / f'{(i + 1) % 16:02}.png', image // 2)
+    for choice in ('stop', 'drop'):
+        with pytest.raises(UserError, match=r'(?s)mismatched \(1\).*down the list: is the list of pairs wrong'):
+            splits_of(setting(tmp_path, data__on_problem=choice))
+
+
 def test_images_smaller_than_the_crop_or_its_part_are_found(tmp_path):
     write_pairs(tmp_path, 6)
     with pytest.raises(UserError, match=r'48×40.*too small for data.crop_size=41'):

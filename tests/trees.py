@@ -61,9 +61,9 @@ def polyu(root: Path) -> None:
 
 
 def crops(root: Path) -> None:
-    for split, count in (('train', 6), ('val', 3)):
+    for split, count in (('train', 8), ('val', 3)):
         for i in range(count):
-            name = f'{i // 2:04}_s{i % 2:03}.png'
+            name = f'{i // 4:04}_SRGB_01{i // 2 % 2}_s{i % 2:03}.PNG' if split == 'train' else f'{i}.png'
             clean = picture(i)
             save(root / split / 'SIDD' / 'target_crops' / name, clean)
             save(root / split / 'SIDD' / 'input_crops' / name, noisy(clean, i))

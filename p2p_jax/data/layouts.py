@@ -298,8 +298,11 @@ def _find_crops(root: Path, _: Selection) -> Found:
         pairs, lonely = _pair(inputs, targets)
         found.problems += [*doubled, *twice, *lonely]
         for stem, source, target in pairs:
-            # The preparing scripts append the crop's number to the name of the photograph.
-            scene = '/'.join([*below, re.sub(r'[-_]s?\d+$', '', stem)])
+            # The preparing scripts append the crop's number to the name of the photograph. Of SIDD's own names the
+            # first number is the instance, whose frames show the same.
+            photograph = re.sub(r'[-_]s?\d+$', '', stem)
+            instance = re.match(r'\d+(?=_(?:NOISY_|GT_)?SRGB_)', photograph)
+            scene = '/'.join([*below, instance[0] if instance else photograph])
             found.records.append(
                 Record('/'.join([*below, stem]), Source(target), Source(source), scene=scene, split=split)
             )

@@ -26,7 +26,7 @@ TREES = {
     trees.sidd_validation: ('sidd_blocks', 6, (0, 0, 6)),
     trees.sidd_benchmark: ('sidd_blocks', 6, (0, 0, 6)),
     trees.polyu: ('polyu', 6, None),
-    trees.crops: ('crops', 9, (4, 2, 3)),
+    trees.crops: ('crops', 11, (4, 4, 3)),
     trees.fmd: ('fmd', 24, (14, 4, 6)),
     trees.inria: ('inria', 16, (8, 2, 6)),
     trees.ffhq: ('ffhq', 7, (4, 1, 2)),
