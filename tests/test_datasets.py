@@ -18,7 +18,7 @@ from p2p_jax.data.pipeline import Augmentation, Shard, TrainData
 from p2p_jax.data.records import SPLITS
 from p2p_jax.lookup import UserError
 from tests import trees
-from tests.conftest import picture, small_config, write_pairs
+from tests.conftest import noisy, picture, small_config, write_pairs
 
 
 def setting(folder, **changes):
@@ -294,6 +294,34 @@ def test_a_set_that_tfds_names(tmp_path, monkeypatch):
     config.data.dir = 'no_such_set'
     with pytest.raises(UserError, match="data.dir='no_such_set': TFDS knows no such set"):
         splits_of(config)
+
+
+class TinyPairs(TinyLabelled):
+    """Two images an example, named as they please."""
+
+    def _info(self):
+        image = tfds.features.Image(shape=(None, None, 3))
+        features = tfds.features.FeaturesDict({'noisy': image, 'clean': tfds.features.Image(shape=(None, None, 3))})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _generate_examples(self, first, last):
+        folder = Path(self.data_path).parent
+        for i in range(first, last):
+            for side, image in (('clean', picture(i, 32, 32)), ('noisy', noisy(picture(i, 32, 32), i))):
+                write_image(folder / f'{side}{i}.png', image)
+            yield i, {side: str(folder / f'{side}{i}.png') for side in ('noisy', 'clean')}
+
+
+def test_a_set_of_pairs_that_tfds_names(tmp_path, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+    config = setting(None, data__layout='tfds')
+    config.data.dir = 'tiny_pairs'
+    for direction, input_is_noisy in (('AtoB', True), ('BtoA', False)):
+        config.data.direction = direction
+        record = splits_of(config)['test'][0]
+        clean, other = (source.read() for source in record.sources[:: -1 if input_is_noisy else 1])
+        number = next(i for i in range(8, 12) if np.array_equal(clean, picture(i, 32, 32)))
+        np.testing.assert_array_equal(other, noisy(picture(number, 32, 32), number))
 
 
 def test_a_prepared_set_cannot_be_prepared_again(tmp_path):

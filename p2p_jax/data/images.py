@@ -37,6 +37,8 @@ _MODES = {
     'HSV': ('RGB', 3),
 }
 _WITH_ALPHA = {'L': ('LA', 2), 'RGB': ('RGBA', 4)}
+# Large images are expected here; those above twice Pillow's limit are refused all the same.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow's
 
 
@@ -71,10 +73,7 @@ def _open(name: str, file: Path | bytes) -> Image.Image:
     try:
         if (isinstance(file, Path) and file.is_file() and not file.stat().st_size) or file == b'':
             raise UserError(f'{name}: the file is empty (0 bytes)')
-        with warnings.catch_warnings():
-            # Large images are expected here; those above twice Pillow's limit are refused all the same.
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except FileNotFoundError:
         raise UserError(f'{name}: no such file') from None
     except Image.DecompressionBombError as error:

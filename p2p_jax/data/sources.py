@@ -17,6 +17,7 @@ from p2p_jax.data.images import Header
 from p2p_jax.lookup import UserError
 
 Box = tuple[int, int, int, int]
+_LARGEST_MEMBER = 2**30  # bytes that an archive's image may unpack to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,10 @@ class Source:
             return self.path
         assert self.kind == 'zip', 'other kinds hold pixels, no encoded files'
         try:
-            return _zip(self.path).read(self.item)
+            member = _zip(self.path).getinfo(self.item)
+            if member.file_size > _LARGEST_MEMBER:
+                raise UserError(f'{self}: refused, for it unpacks to {member.file_size / 2**20:.0f} MiB')
+            return _zip(self.path).read(member)
         except (zipfile.BadZipFile, OSError, KeyError, RuntimeError, NotImplementedError) as error:
             raise UserError(f'{self}: cannot be read from the archive ({error})') from None
 

@@ -299,3 +299,11 @@ def test_the_sample_is_split_by_photograph_and_needs_no_folder():
     assert len(names & {'motorcycle_left', 'motorcycle_right'}) == 1
     for record in found.records:
         assert min(header(str(record.target), record.target.path).size) > 200
+
+
+def test_a_member_of_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    trees.class_zip(tmp_path)
+    source = look(tmp_path)[1].records[0].target
+    monkeypatch.setattr(sources, '_LARGEST_MEMBER', 100)
+    with pytest.raises(UserError, match=r'photos.zip\[photos/cat/0.png\]: refused, for it unpacks to'):
+        source.read()
