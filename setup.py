@@ -47,6 +47,6 @@ setup(
         # The peer beside which experiments/benchmarks measures.
         'benchmark': ['torch'],
         # TFDS's own test of builders needs dill.
-        'test': ['dill', 'mypy', 'pytest', 'ruff'],
+        'test': ['dill', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
     },
 )
