@@ -28,6 +28,7 @@ setup(
         'optax',
         'orbax-checkpoint',
         'pillow',
+        'safetensors',
         # The photographs of the sample set are inside these two.
         'scikit-image',
         'scikit-learn',

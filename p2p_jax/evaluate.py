@@ -98,24 +98,21 @@ def describe(config: ml_collections.ConfigDict, split: str, evaluation: Evaluati
     )
 
 
-def evaluate_workdir(workdir: Path, which: str, output: Path | None = None, picture: Path | None = None) -> Evaluation:
-    """Scores a checkpoint on the test split and prints the table.
+def evaluate_model(model: inference.Model, output: Path | None = None, picture: Path | None = None) -> Evaluation:
+    """Scores a model on the test split and prints the table.
 
     Args:
-      workdir: of the training.
-      which: 'best', 'latest' or a step.
+      model: what is scored.
       output: a JSON file to write the scores to.
       picture: a PNG file to draw the first examples to.
 
     Raises:
-      UserError: no such checkpoint, or something wrong with the data.
+      UserError: something wrong with the data.
     """
-    model = inference.load(workdir, which)
     splits = find_splits(model.config, ['test'])
-    check_stored_splits(workdir, splits)
-    records = splits['test']
-    print(f'{workdir}: checkpoint {model.step}, {len(records)} test examples …', flush=True)
-    evaluation = build_evaluator(model.job, model.config, records)(model.variables)
+    check_stored_splits(model.origin, splits)
+    print(f'{model}, {len(splits["test"])} test examples …', flush=True)
+    evaluation = build_evaluator(model.job, model.config, splits['test'])(model.variables)
     print(describe(model.config, 'test', evaluation))
     if output and jax.process_index() == 0:
         report.write_json(output, evaluation.scores)

@@ -1,6 +1,7 @@
 """A trained generator, loaded and applied to files."""
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import jax
 import ml_collections
 import numpy as np
 
+from p2p_jax import modelfile
 from p2p_jax.checkpoint import Checkpoints
 from p2p_jax.data import images
+from p2p_jax.datasets import STORED as DATA
 from p2p_jax.job import Job, build_job, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.report import duration
@@ -29,20 +32,26 @@ class Model:
       job: what the configuration means.
       variables: of the generator; the moving averages where there are any.
       step: of the checkpoint.
+      origin: the workdir or the model file, for messages.
     """
 
     config: ml_collections.ConfigDict
     job: Job
     variables: Any
     step: int
+    origin: Path
+
+    def __str__(self) -> str:
+        return f'{self.origin}: step {self.step}'
 
 
-def load(workdir: Path, which: str) -> Model:
+def load(workdir: Path, which: str, *, raw: bool = False) -> Model:
     """Loads the generator of a training.
 
     Args:
       workdir: of the training.
       which: 'best', 'latest' or a step.
+      raw: the weights themselves, also where there are moving averages.
 
     Raises:
       UserError: no such checkpoint.
@@ -56,7 +65,70 @@ def load(workdir: Path, which: str) -> Model:
         state = checkpoints.restore(step, shapes)
     finally:
         checkpoints.close()
-    return Model(config, job, state.evaluated, step)
+    return Model(config, job, state.generator.variables if raw else state.evaluated, step, workdir)
+
+
+def load_file(path: Path) -> Model:
+    """Loads a model file.
+
+    Raises:
+      UserError: it cannot be read, or its weights do not fit the network that it names.
+    """
+    variables, facts = modelfile.read(path)
+    config = ml_collections.ConfigDict(facts.config)
+    if facts.folded:
+        config.generator[config.generator.name].norm = 'none'
+    job = build_job(config, steps=1)
+    shapes = jax.eval_shape(lambda: job.create_state(config.seed, training_size(config))).generator.variables
+    wanted, there = (
+        {jax.tree_util.keystr(place): leaf.shape for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (shapes, variables)
+    )
+    if wanted != there:
+        differing = [k for k in sorted(wanted.keys() | there.keys()) if wanted.get(k) != there.get(k)]
+        lines = [f'{k}: {there.get(k, "missing")} there, {wanted.get(k, "nothing")} wanted' for k in differing]
+        raise UserError(f'--model={path}: its weights do not fit its configuration:{shortlist(lines)}')
+    return Model(config, job, jax.device_put(variables), facts.step, path)
+
+
+def export(workdir: Path, which: str, output: Path, *, raw: bool) -> None:
+    """Writes the generator of a training to one model file.
+
+    Args:
+      workdir: of the training.
+      which: 'best', 'latest' or a step.
+      output: the file, which must not exist.
+      raw: the weights themselves instead of their moving averages.
+
+    Raises:
+      UserError: no such checkpoint, or the file exists.
+    """
+    if output.exists():
+        raise UserError(f'--output={output} exists and is not overwritten')
+    model = load(workdir, which, raw=raw)
+    folded = model.config.generator[model.config.generator.name].get('norm') == 'spectral'
+    variables = jax.device_get(model.variables)
+    description = json.loads((workdir / DATA).read_text()) if (workdir / DATA).is_file() else {}
+    facts = modelfile.Facts(
+        config=model.config.to_dict(),
+        step=model.step,
+        weights='raw' if raw or not model.config.ema.decay else 'ema',
+        scale=description.get('scale', 1.0),
+        scores=_scores_at(workdir / 'metrics.jsonl', model.step),
+        folded=folded,
+    )
+    modelfile.write(output, modelfile.fold_spectral_norm(variables) if folded else variables, facts)
+    scores = ', '.join(f'{name} {value:.4g}' for name, value in facts.scores.items())
+    print(f'{model} ({facts.weights} weights; validation {scores or "unknown"}) -> {output}')
+
+
+def _scores_at(log: Path, step: int) -> dict[str, float]:
+    """The validation scores of a step in metrics.jsonl."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    found = [line for line in lines if line.get('step') == step and 'val/psnr' in line]
+    return (
+        {key.removeprefix('val/'): value for key, value in found[-1].items() if key.startswith('val/')} if found else {}
+    )
 
 
 def _plan(source: Path, output: Path) -> list[tuple[Path, Path]]:
@@ -102,12 +174,11 @@ def _from_batch(result: np.ndarray) -> np.ndarray:
     return np.moveaxis(result[..., 0], 0, -1) if result.shape[-1] == 1 else result[0]
 
 
-def predict(workdir: Path, which: str, source: Path, output: Path) -> int:
+def predict(model: Model, source: Path, output: Path) -> int:
     """Applies a generator to whole images and writes PNGs of the images' own depth and channels.
 
     Args:
-      workdir: of the training.
-      which: 'best', 'latest' or a step.
+      model: what is applied.
       source: a file, or a folder whose subfolders are kept.
       output: folder of the results.
 
@@ -118,8 +189,7 @@ def predict(workdir: Path, which: str, source: Path, output: Path) -> int:
       UserError: unreadable input, or a result that exists; nothing was written then.
     """
     plan = _plan(source, output)
-    model = load(workdir, which)
-    print(f'{workdir}: checkpoint {model.step}; {len(plan)} images', flush=True)
+    print(f'{model}; {len(plan)} images', flush=True)
 
     apply = jax.jit(lambda variables, image: model.job.apply(variables, image))
     start = time.monotonic()

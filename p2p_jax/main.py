@@ -8,6 +8,7 @@ verbs:
   prepare    cuts the data of a configuration once and stores it for fast reading
   evaluate   scores a checkpoint on the test split
   predict    applies a checkpoint to images of any size
+  export     writes a checkpoint's generator to one file
 
 flags of train:
   --config=FILE           for example configs/sample.py, which needs no download
@@ -21,18 +22,25 @@ flags of audit and prepare:
 flags of evaluate:
   --workdir=DIR           of a training
   --checkpoint=WHICH      best (default), latest or a step
+  --model=FILE            instead of the two: a file that export wrote
   --output=FILE           of the numbers, as JSON
 
 flags of predict:
-  --workdir=DIR, --checkpoint=WHICH
+  --workdir=DIR, --checkpoint=WHICH, or --model=FILE
   --input=FILE_OR_DIR     images of 8 or 16 bits; subfolders are kept
   --output=DIR            of the results, PNG of the input's depth and channels; nothing is overwritten
+
+flags of export:
+  --workdir=DIR, --checkpoint=WHICH
+  --output=FILE           for example model.safetensors; must not exist
+  --raw                   the weights themselves instead of their moving averages
 
 examples:
   python -m p2p_jax.main --config=configs/sample.py --workdir=runs/sample
   python -m p2p_jax.main audit --config=configs/polyu.py --config.data.dir=/path/to/polyu
   python -m p2p_jax.main evaluate --workdir=runs/sample --output=report.json
-  python -m p2p_jax.main predict --workdir=runs/sample --input=photos --output=denoised
+  python -m p2p_jax.main export --workdir=runs/sample --output=model.safetensors
+  python -m p2p_jax.main predict --model=model.safetensors --input=photos --output=denoised
 """
 
 import difflib
@@ -53,6 +61,8 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration.', lock
 _WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string('workdir', None, 'Folder of the training.')
 _CHECKPOINT: flags.FlagHolder[str] = flags.DEFINE_string('checkpoint', 'best', 'best, latest or a step.')
 _INPUT: flags.FlagHolder[Any] = flags.DEFINE_string('input', None, 'File or folder.')
+_MODEL: flags.FlagHolder[Any] = flags.DEFINE_string('model', None, 'Model file.')
+_RAW = flags.DEFINE_bool('raw', False, 'The weights themselves instead of their moving averages.')
 _OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or folder.')
 
 
@@ -75,16 +85,37 @@ def _prepare(config: Any) -> None:
     prepare(config, Path(_OUTPUT.value))
 
 
-def _evaluate(_: Any) -> None:
-    from p2p_jax.evaluate import evaluate_workdir
+def _model() -> Any:
+    """The model that --workdir or --model names."""
+    if bool(_WORKDIR.value) == bool(_MODEL.value):
+        raise UserError('give either --workdir=DIR of a training or --model=FILE')
+    if _MODEL.value and flags.FLAGS['checkpoint'].present:
+        raise UserError('--checkpoint goes with --workdir; a model file holds one')
+    from p2p_jax import inference
 
-    evaluate_workdir(Path(_WORKDIR.value), _CHECKPOINT.value, Path(_OUTPUT.value) if _OUTPUT.value else None)
+    if _MODEL.value:
+        return inference.load_file(Path(_MODEL.value))
+    return inference.load(Path(_WORKDIR.value), _CHECKPOINT.value)
+
+
+def _evaluate(_: Any) -> None:
+    model = _model()
+    from p2p_jax.evaluate import evaluate_model
+
+    evaluate_model(model, Path(_OUTPUT.value) if _OUTPUT.value else None)
 
 
 def _predict(_: Any) -> None:
+    model = _model()
     from p2p_jax.inference import predict
 
-    predict(Path(_WORKDIR.value), _CHECKPOINT.value, Path(_INPUT.value), Path(_OUTPUT.value))
+    predict(model, Path(_INPUT.value), Path(_OUTPUT.value))
+
+
+def _export(_: Any) -> None:
+    from p2p_jax.inference import export
+
+    export(Path(_WORKDIR.value), _CHECKPOINT.value, Path(_OUTPUT.value), raw=_RAW.value)
 
 
 # Verb: (what it does, the flags that it needs, the flags that it may have).
@@ -92,8 +123,9 @@ _VERBS = {
     'train': (_train, ('config',), ('workdir',)),
     'audit': (_audit, ('config',), ('output',)),
     'prepare': (_prepare, ('config', 'output'), ()),
-    'evaluate': (_evaluate, ('workdir',), ('checkpoint', 'output')),
-    'predict': (_predict, ('workdir', 'input', 'output'), ('checkpoint',)),
+    'evaluate': (_evaluate, (), ('workdir', 'model', 'checkpoint', 'output')),
+    'predict': (_predict, ('input', 'output'), ('workdir', 'model', 'checkpoint')),
+    'export': (_export, ('workdir', 'output'), ('checkpoint', 'raw')),
 }
 
 

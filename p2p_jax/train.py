@@ -17,12 +17,12 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from p2p_jax import datasets, report
+from p2p_jax import datasets, inference, report
 from p2p_jax.checkpoint import Checkpoints, replicate
 from p2p_jax.data import images
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData, split_over_devices
 from p2p_jax.data.records import SPLITS, Splits
-from p2p_jax.evaluate import build_evaluator, describe, evaluate_workdir
+from p2p_jax.evaluate import build_evaluator, describe, evaluate_model
 from p2p_jax.job import AXIS, Job, build_job, check, flatten, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.state import TrainState
@@ -352,4 +352,5 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 evaluator = build_evaluator(job, config, splits['val'])
                 run = Run(config, job, lengths, _data(config, splits), evaluator, checkpoints, writer, workdir)
                 run.loop(state)
-    evaluate_workdir(workdir, 'best', workdir / 'test.json', workdir / 'samples' / 'test.png')
+    best = inference.load(workdir, 'best')
+    evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png')

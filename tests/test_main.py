@@ -155,13 +155,18 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
         (['--config.optim.lr=1'], 'needs --config=FILE'),
         (
             ['trian', '--config=configs/sample.py'],
-            "verb='trian' is unknown. Available: audit, evaluate, predict, prepare, train",
+            "verb='trian' is unknown. Available: audit, evaluate, export, predict, prepare, train",
         ),
         ([], 'train needs --config'),
         (['predict', '--workdir=x'], 'predict needs --input and --output'),
         (['evaluate', '--workdir=/none'], '/none: no checkpoints there'),
         (['evaluate', '--workdir=x', '--input=y'], 'evaluate takes no --input'),
         (['audit', '--output=x'], 'audit needs --config'),
+        (['evaluate'], 'give either --workdir=DIR of a training or --model=FILE'),
+        (['evaluate', '--workdir=x', '--model=y'], 'give either --workdir'),
+        (['evaluate', '--model=y', '--checkpoint=best'], '--checkpoint goes with --workdir'),
+        (['evaluate', '--model=y'], '--model=y: no such file'),
+        (['export', '--workdir=x'], 'export needs --output'),
         (['prepare', '--config=configs/polyu.py'], 'prepare needs --output'),
         (
             ['audit', '--config=configs/polyu.py', '--config.data.dir=/none'],
@@ -173,6 +178,16 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
 )
 def test_mistakes_on_the_command_line(arguments, message):
     assert re.search(message, run(*arguments, expect=2))
+
+
+def test_a_model_file_predicts_what_the_training_does(session, tmp_path):
+    root, _ = session
+    trees.save(tmp_path / 'a.png', picture(0))
+    assert 'validation psnr' in run('export', f'--workdir={root / "run"}', f'--output={tmp_path / "m.safetensors"}')
+    for place in (f'--workdir={root / "run"}', f'--model={tmp_path / "m.safetensors"}'):
+        out = tmp_path / place[2:4]
+        run('predict', place, f'--input={tmp_path / "a.png"}', f'--output={out}')
+    assert (tmp_path / 'wo' / 'a.png').read_bytes() == (tmp_path / 'mo' / 'a.png').read_bytes()
 
 
 def test_audit_and_prepare(tmp_path):

@@ -1,0 +1,122 @@
+"""One-file models: a generator's weights as safetensors, with all that is needed to apply it in the header."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from p2p_jax import __version__
+from p2p_jax.lookup import UserError
+
+VERSION = 1
+_KEY = 'p2p_jax'  # of the header's entry
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a model file says about itself.
+
+    Attributes:
+      config: complete, of the training.
+      step: of the checkpoint.
+      weights: 'ema', the moving averages, or 'raw'.
+      scale: side of the training examples over the side of the part of the photograph that they show.
+      scores: of the validation at that step: 'psnr' in dB, 'ssim', and those of the input.
+      folded: spectral norm is inside the kernels: the network is built without it.
+      p2p_jax: the version that wrote the file.
+    """
+
+    config: dict[str, Any]
+    step: int
+    weights: str
+    scale: float
+    scores: dict[str, float]
+    folded: bool = False
+    p2p_jax: str = __version__
+
+
+def fold_spectral_norm(variables: PyTree) -> PyTree:
+    """Returns variables whose kernels are divided by their largest singular value, as flax's SpectralNorm does.
+
+    One power iteration from the stored vector, which is what a network in evaluation does; its vectors are left out.
+
+    Args:
+      variables: 'params', and 'batch_stats' with `<layer>_spectral/<layer>/<parameter>/u`.
+    """
+    params = traverse_util.flatten_dict(variables['params'])
+    statistics = traverse_util.flatten_dict(variables.get('batch_stats', {}))
+    kept = {}
+    for path, value in statistics.items():
+        *parents, wrapper, name = path
+        if not wrapper.endswith('_spectral'):
+            kept[path] = value
+            continue
+        layer, parameter, kind = name.rsplit('/', 2)
+        if kind == 'u':
+            key = (*parents, layer, parameter)
+            matrix = jnp.reshape(params[key], (-1, params[key].shape[-1]))
+            v = _normalised(value @ matrix.T)
+            u = _normalised(v @ matrix)
+            sigma = (v @ matrix @ u.T)[0, 0]
+            params[key] = params[key] / jnp.where(sigma != 0, sigma, 1)
+    folded = {'params': traverse_util.unflatten_dict(params)}
+    return folded | ({'batch_stats': traverse_util.unflatten_dict(kept)} if kept else {})
+
+
+def _normalised(row: Any) -> Any:
+    return row / jnp.sqrt(jnp.sum(row**2) + 1e-12)
+
+
+def write(path: Path, variables: PyTree, facts: Facts) -> None:
+    """Writes a model file, under a temporary name first.
+
+    Args:
+      path: of the file.
+      variables: of the generator, 'params' and 'batch_stats'.
+      facts: what the header says.
+    """
+    flat = traverse_util.flatten_dict(variables, sep='|')
+    arrays = {key: np.ascontiguousarray(value) for key, value in flat.items()}
+    header = {_KEY: json.dumps({'version': VERSION, **dataclasses.asdict(facts)})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        save_file(arrays, temporary, metadata=header)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> tuple[PyTree, Facts]:
+    """Returns the variables and the facts of a model file.
+
+    Raises:
+      UserError: it is missing, truncated, written by something else or by a newer version.
+    """
+    if not path.is_file():
+        raise UserError(f'--model={path}: no such file')
+    try:
+        with safe_open(path, framework='numpy') as file:
+            header = (file.metadata() or {}).get(_KEY)
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f'--model={path}: truncated, or no safetensors file ({error})') from None
+    if header is None:
+        raise UserError(
+            f'--model={path}: its header is not one of p2p_jax; it was written by something else. '
+            'A model file is made by `python -m p2p_jax.main export`.'
+        )
+    content = json.loads(header)
+    if content.pop('version') > VERSION:
+        raise UserError(
+            f'--model={path}: written by p2p_jax {content["p2p_jax"]}, whose files this version cannot read; update it'
+        )
+    return traverse_util.unflatten_dict(arrays, sep='|'), Facts(**content)
