@@ -17,6 +17,7 @@ from p2p_jax.datasets import STORED as DATA
 from p2p_jax.job import Job, build_job, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.report import duration
+from p2p_jax.state import TrainState
 
 # Compiled programs held at a time, one for each image size: on the CPU each takes some hundred memory maps, of which
 # Linux gives a process 65,530.
@@ -45,6 +46,27 @@ class Model:
         return f'{self.origin}: step {self.step}'
 
 
+def load_state(workdir: Path, which: str) -> tuple[ml_collections.ConfigDict, Job, TrainState, int]:
+    """Restores a training: its configuration, what that means, its state, and the checkpoint's step.
+
+    Args:
+      workdir: of the training.
+      which: 'best', 'latest' or a step.
+
+    Raises:
+      UserError: no such checkpoint.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        step = checkpoints.find(which)
+        config = ml_collections.ConfigDict(checkpoints.config(step))
+        job = build_job(config, steps=1)  # nothing is trained: the schedules' length plays no part
+        shapes = jax.eval_shape(lambda: job.create_state(config.seed, training_size(config)))
+        return config, job, checkpoints.restore(step, shapes), step
+    finally:
+        checkpoints.close()
+
+
 def load(workdir: Path, which: str, *, raw: bool = False) -> Model:
     """Loads the generator of a training.
 
@@ -56,15 +78,7 @@ def load(workdir: Path, which: str, *, raw: bool = False) -> Model:
     Raises:
       UserError: no such checkpoint.
     """
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        step = checkpoints.find(which)
-        config = ml_collections.ConfigDict(checkpoints.config(step))
-        job = build_job(config, steps=1)  # nothing is trained: the schedules' length plays no part
-        shapes = jax.eval_shape(lambda: job.create_state(config.seed, training_size(config)))
-        state = checkpoints.restore(step, shapes)
-    finally:
-        checkpoints.close()
+    config, job, state, step = load_state(workdir, which)
     return Model(config, job, state.generator.variables if raw else state.evaluated, step, workdir)
 
 

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from p2p_jax import datasets, inference, report
+from p2p_jax import datasets, finetune, inference, report
 from p2p_jax.checkpoint import Checkpoints, replicate
 from p2p_jax.data import images
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData, split_over_devices
@@ -286,7 +286,8 @@ def _initial_state(job: Job, config: ml_collections.ConfigDict, checkpoints: Che
     create = functools.partial(job.create_state, config.seed, training_size(config))
     step = checkpoints.latest()
     if step is None:
-        return replicate(jax.jit(create)())
+        state = jax.jit(create)()
+        return replicate(finetune.initialise(state, Path(config.init_from), _say) if config.init_from else state)
     for line in check_resume(checkpoints.config(step), config.to_dict(), workdir):
         _say(f'changed since the checkpoint: {line}')
     _say(f'{workdir}: resuming at step {step}')
@@ -319,6 +320,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     check(config)
     _check_batch(config)
+    if config.init_from and not Path(config.init_from).exists():
+        raise UserError(f'init_from={config.init_from}: no such model file or workdir')
     splits = datasets.find_splits(config, SPLITS, _say)
     _say(datasets.describe(splits))
     datasets.check_stored_splits(workdir, splits)
