@@ -14,6 +14,40 @@ def optional(kind: type, value: Any = None) -> FieldReference:
     return FieldReference(value, field_type=kind)
 
 
+def _add_more_generators(config: ConfigDict) -> None:
+    """Adds the sections of the generators other than pix2pix's U-Net."""
+    config.generator.classical_unet = ConfigDict()
+    config.generator.classical_unet.depth = 4  # number of halvings
+    config.generator.classical_unet.width = 64  # filters of the first level; they double with each level
+    config.generator.classical_unet.norm = 'batch'  # batch | instance | spectral | group | none
+    config.generator.classical_unet.last_activation = 'tanh'  # tanh | sigmoid | none
+    config.generator.classical_unet.residual = False  # the network gives what is subtracted from the input
+    config.generator.classical_unet.init_std = 0.02  # kernels start as N(0, init_std)
+    config.generator.nafnet = ConfigDict()
+    config.generator.nafnet.width = 32  # channels of the first level; they double with each level
+    config.generator.nafnet.encoder_blocks = (2, 2, 4, 8)  # of each level; this is the paper's denoiser
+    config.generator.nafnet.middle_blocks = 12  # at the lowest resolution
+    config.generator.nafnet.decoder_blocks = (2, 2, 2, 2)  # of each level, the lowest resolution first
+    # Outside training, channel attention averages over squares of so many pixels (best 1.5 crops); None: whole images.
+    config.generator.nafnet.local_size = optional(int)
+    config.generator.resnet = ConfigDict()
+    config.generator.resnet.blocks = 9  # residual blocks; CycleGAN has 9, or 6 for small images
+    config.generator.resnet.width = 64  # channels of the first convolution
+    config.generator.resnet.norm = 'instance'  # batch | instance | spectral | group | none
+    config.generator.resnet.dropout = 0.0  # rate inside the blocks
+    config.generator.resnet.last_activation = 'tanh'  # tanh | sigmoid | none
+    config.generator.resnet.residual = False  # the network gives what is subtracted from the input
+    config.generator.resnet.init_std = 0.02  # kernels start as N(0, init_std)
+    config.generator.resnet_unet = ConfigDict()
+    config.generator.resnet_unet.depth = 4  # number of halvings
+    config.generator.resnet_unet.width = 64  # channels of the first level
+    config.generator.resnet_unet.norm = 'batch'  # batch | instance | spectral | group | none
+    config.generator.resnet_unet.dropout = 0.0  # rate in the decoder's blocks
+    config.generator.resnet_unet.last_activation = 'tanh'  # tanh | sigmoid | none
+    config.generator.resnet_unet.residual = False  # the network gives what is subtracted from the input
+    config.generator.resnet_unet.init_std = 0.02  # kernels start as N(0, init_std)
+
+
 def _add_networks(config: ConfigDict) -> None:
     """Adds a section for each network: `name` chooses one, the section of that name has its options."""
     config.generator = ConfigDict()
@@ -26,6 +60,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.generator.unet.last_activation = 'tanh'  # tanh | sigmoid | none
     config.generator.unet.residual = False  # the network gives what is subtracted from the input
     config.generator.unet.init_std = 0.02  # kernels start as N(0, init_std)
+    _add_more_generators(config)
 
     config.discriminator = ConfigDict()
     config.discriminator.name = 'patchgan'  # likewise
@@ -108,10 +143,52 @@ def _add_degradations(config: ConfigDict) -> None:
     config.degrade.speckle.std = (0.0, 0.3)  # standard deviation of the factor by which values are off
 
 
+def _add_losses(config: ConfigDict) -> None:
+    """Adds the weight of each loss between output and target; 0 leaves it out."""
+    config.loss = ConfigDict()
+    config.loss.l1 = ConfigDict({'weight': 100.0})  # mean absolute error; pix2pix's λ, for values in [-1, 1]
+    config.loss.l2 = ConfigDict({'weight': 0.0})  # mean squared error; depends on value_range squared
+    config.loss.charbonnier = ConfigDict({'weight': 0.0})  # L1 rounded off below 1e-3; depends on value_range as it
+    config.loss.psnr = ConfigDict({'weight': 0.0})  # minus the PSNR in dB, NAFNet's loss, in any value_range
+    config.loss.ssim = ConfigDict({'weight': 0.0})  # 1 - SSIM, in any value_range; crops of at least 11
+    config.loss.ms_ssim = ConfigDict({'weight': 0.0})  # 1 - MS-SSIM, in any value_range; crops of at least 176
+    config.loss.tv = ConfigDict({'weight': 0.0})  # total variation of the output; depends on value_range as l1
+
+
+def _add_optim(config: ConfigDict) -> None:
+    """Adds the optimisers and their schedules; a key that the chosen schedule does not use keeps its default."""
+    config.optim = ConfigDict()
+    config.optim.name = 'adam'  # adam | adamw
+    config.optim.lr = 2e-4  # learning rate
+    config.optim.b1 = 0.5  # Adam's decay rate of the first moment
+    config.optim.b2 = 0.999  # likewise, of the second moment
+    config.optim.weight_decay = 0.0  # adamw's λ, as PyTorch's: times the rate, for all parameters
+    config.optim.clip_norm = 0.0  # gradients are scaled down to this global norm; 0: never
+    config.optim.schedule = 'constant'  # constant | cosine | linear_decay | piecewise | step | exponential
+    config.optim.warmup_steps = 0  # the rate rises linearly to the schedule's; for any schedule
+    config.optim.final_lr = 0.0  # cosine, linear_decay: the rate at the last step
+    config.optim.decay_start = 0.5  # linear_decay: share of the steps before; pix2pix's is half
+    config.optim.decay_every = optional(int)  # step, exponential: so many steps take the rate times the factor
+    config.optim.decay_factor = 0.1  # likewise; step all at once, exponential a little with each step
+    config.optim.boundaries = ()  # piecewise: where the rate changes, in steps or (all below 1) in shares of them
+    config.optim.values = ()  # piecewise: factor of lr from each boundary on
+    # Of the discriminator, whose schedule counts from gan.start_step; None: the same as above.
+    config.optim.discriminator = ConfigDict()
+    config.optim.discriminator.name = optional(str)  # adam | adamw
+    config.optim.discriminator.lr = optional(float)  # learning rate
+    config.optim.discriminator.b1 = optional(float)  # decay rate of the first moment
+    config.optim.discriminator.b2 = optional(float)  # decay rate of the second moment
+    config.optim.discriminator.weight_decay = optional(float)  # adamw's λ
+    config.optim.discriminator.clip_norm = optional(float)  # largest global norm of the gradients
+    config.optim.discriminator.schedule = optional(str)  # its keys (warmup_steps, …) are the same as above
+
+
 def get_config() -> ConfigDict:
     """Returns all keys; locked, so that a mistyped key fails."""
     config = ConfigDict()
     config.seed = 0  # of parameters, data order, crops, degradations and dropout
+    # A model file, or the workdir of a training, whose weights a new training starts from; None: at random.
+    config.init_from = optional(str)
     config.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
     config.value_range = (-1.0, 1.0)  # of images inside the networks; the weight of a pixel loss depends on it
     # Form of the strided convolutions: auto (by back end) | native | phase | gemm; all give the same values.
@@ -134,19 +211,15 @@ def get_config() -> ConfigDict:
     config.norm.sync = True  # batch norm uses the whole batch, over all devices
 
     config.gan = ConfigDict()
-    config.gan.mode = 'vanilla'  # vanilla | lsgan
+    config.gan.mode = 'vanilla'  # vanilla | lsgan | hinge | wgan_gp
     config.gan.weight = 1.0  # of the adversarial loss; 0 trains the generator alone, without a discriminator
     config.gan.start_step = 0  # the generator alone before
-    config.loss = ConfigDict()
-    config.loss.l1 = ConfigDict({'weight': 100.0})  # pix2pix's λ, for values in [-1, 1]
-
-    config.optim = ConfigDict()
-    config.optim.lr = 2e-4  # Adam's learning rate
-    config.optim.schedule = 'constant'  # constant | cosine (to 0 at the last step)
-    config.optim.b1 = 0.5  # Adam's decay rate of the first moment
-    config.optim.b2 = 0.999  # likewise, of the second moment
-    config.optim.discriminator = ConfigDict()
-    config.optim.discriminator.lr = optional(float)  # None: the same as optim.lr
+    config.gan.label_smoothing = 0.0  # vanilla and lsgan: D's target on real images is 1 less this
+    # Penalties on D's gradient by the image; they are meant for a D without batch norm, which mixes images.
+    config.gan.r1_weight = 0.0  # γ of R1, in any mode; 0: none
+    config.gan.gp_weight = 10.0  # λ of the penalty that belongs to wgan_gp; the other modes have none
+    _add_losses(config)
+    _add_optim(config)
 
     config.ema = ConfigDict()
     config.ema.decay = 0.0  # of the generator's moving averages, which are then what is evaluated; 0: none

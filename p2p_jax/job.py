@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +15,11 @@ from flax import linen as nn
 
 from p2p_jax.data.degrade import DEGRADATIONS, Degradation, chain, cut_blur
 from p2p_jax.lookup import UserError, pick, shortlist
-from p2p_jax.losses import GAN_LOSSES, PIXEL_LOSSES, GanLoss, PixelLoss
+from p2p_jax.losses import GAN_LOSSES, LEAST_SIZES, PIXEL_LOSSES, GanLoss, PixelLoss
 from p2p_jax.metrics import SSIM_WINDOW
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.models.layers import NORMS, Style
-from p2p_jax.optim import build_optimizer, build_schedule
+from p2p_jax.optim import OptimOptions, build_optimizer, build_schedule, find_problems
 from p2p_jax.state import TrainState, create_state
 
 AXIS = 'batch'  # the name of the axis over which the steps are mapped
@@ -37,6 +38,8 @@ class Adversary:
       loss: the pair of losses.
       weight: of the generator's adversarial loss.
       start_step: the step from which D runs.
+      r1_weight: γ of the R1 penalty; 0: none.
+      gp_weight: λ of WGAN-GP's penalty; 0: none.
     """
 
     network: nn.Module
@@ -45,6 +48,13 @@ class Adversary:
     loss: GanLoss
     weight: float
     start_step: int
+    r1_weight: float
+    gp_weight: float
+
+    @property
+    def penalised(self) -> bool:
+        """Whether D pays for its slope."""
+        return bool(self.r1_weight or self.gp_weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +86,12 @@ class Job:
     @property
     def terms(self) -> tuple[str, ...]:
         """The metrics that must be finite, in the order in which a step computes them."""
-        adversarial = ('loss/d_real', 'loss/d_generated', 'grad_norm/discriminator', 'loss/gan')
+        adversarial: tuple[str, ...] = ()
+        if self.adversary:
+            penalty = ('loss/d_penalty',) if self.adversary.penalised else ()
+            adversarial = ('loss/d_real', 'loss/d_generated', *penalty, 'grad_norm/discriminator', 'loss/gan')
         pixel = tuple(f'loss/{name}' for name in self.pixel_losses)
-        return (*(adversarial if self.adversary else ()), *pixel, 'grad_norm/generator')
+        return (*adversarial, *pixel, 'grad_norm/generator')
 
     def create_state(self, seed: int, size: tuple[int, int, int]) -> TrainState:
         """Returns the state at step 0; see `state.create_state`."""
@@ -132,6 +145,11 @@ def _probability(value: Any) -> bool:
 
 def _bounds(least: float, most: float = math.inf) -> Callable[[Any], bool]:
     return lambda value: len(value) == 2 and least <= value[0] <= value[1] <= most
+
+
+def _boundaries(value: Any) -> bool:
+    rising = all(a < b for a, b in itertools.pairwise(value))
+    return rising and (all(0 < v < 1 for v in value) or all(v >= 1 and v == int(v) for v in value))
 
 
 # What a key's value must be, where its type alone does not say it.
@@ -191,10 +209,27 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'discriminator.patchgan.init_std': (lambda v: v >= 0, 'at least 0'),
     'gan.weight': (lambda v: v >= 0, 'at least 0'),
     'gan.start_step': (lambda v: v >= 0, 'at least 0'),
-    'optim.lr': (lambda v: v >= 0, 'at least 0'),
-    'optim.discriminator.lr': (lambda v: v >= 0, 'at least 0, or None'),
-    'optim.b1': (_shares, 'in [0, 1)'),
-    'optim.b2': (_shares, 'in [0, 1)'),
+    'gan.label_smoothing': (_shares, 'in [0, 1)'),
+    'gan.r1_weight': (lambda v: v >= 0, 'at least 0'),
+    'gan.gp_weight': (lambda v: v > 0, 'more than 0'),
+    **{
+        f'optim.{section}{name}': (test, expected)
+        for section in ('', 'discriminator.')
+        for name, test, expected in (
+            ('lr', lambda v: v >= 0, 'at least 0'),
+            ('b1', _shares, 'in [0, 1)'),
+            ('b2', _shares, 'in [0, 1)'),
+            ('weight_decay', lambda v: v >= 0, 'at least 0'),
+            ('clip_norm', lambda v: v >= 0, 'at least 0'),
+        )
+    },
+    'optim.warmup_steps': (lambda v: v >= 0, 'at least 0'),
+    'optim.final_lr': (lambda v: v >= 0, 'at least 0'),
+    'optim.decay_start': (_shares, 'in [0, 1)'),
+    'optim.decay_every': (lambda v: v >= 1, 'at least 1'),
+    'optim.decay_factor': (lambda v: 0 < v <= 1, 'in (0, 1]'),
+    'optim.boundaries': (_boundaries, 'rising numbers, either all shares of the steps in (0, 1) or all whole steps'),
+    'optim.values': (lambda v: all(factor >= 0 for factor in v), 'factors of at least 0'),
     'ema.decay': (_shares, 'in [0, 1)'),
     'train.batch_size': (lambda v: v >= 1, 'at least 1'),
     'eval.batch_size': (lambda v: v >= 1, 'at least 1'),
@@ -204,8 +239,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 # Keys that may be None; of each pair of lengths, one is.
-_OPTIONAL = {'data.dir', 'data.tile_size', 'data.resize', 'data.threads', 'eval.crop_size', 'optim.discriminator.lr'}
-_OPTIONAL |= {'train.steps', 'train.epochs'}
+_OPTIONAL = {'init_from', 'data.dir', 'data.tile_size', 'data.resize', 'data.threads', 'eval.crop_size'}
+_OWN_OPTIM = ('name', 'lr', 'b1', 'b2', 'weight_decay', 'clip_norm', 'schedule')
+_OPTIONAL |= {'optim.decay_every', *(f'optim.discriminator.{key}' for key in _OWN_OPTIM)}
+_OPTIONAL |= {'train.steps', 'train.epochs', 'generator.nafnet.local_size'}
 _OPTIONAL |= {f'{section}.every_{unit}' for section in ('log', 'eval', 'checkpoint') for unit in ('steps', 'epochs')}
 
 
@@ -230,6 +267,36 @@ def _check_sizes(data: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
+def _check_losses(config: ml_collections.ConfigDict) -> list[str]:
+    """Finds losses that the training images are too small for."""
+    return [
+        f'loss.{name}.weight={config.loss[name].weight}: expected data.crop_size of at least {least}, '
+        f'not {config.data.crop_size}; {name} needs so many pixels'
+        for name, least in LEAST_SIZES.items()
+        if config.loss[name].weight and config.data.crop_size < least
+    ]
+
+
+def _optim_options(config: ml_collections.ConfigDict) -> dict[str, OptimOptions]:
+    """Returns each network's options by the section's key; what the discriminator's leaves open is shared."""
+    shared = config.optim.to_dict()
+    own = {name: value for name, value in shared.pop('discriminator').items() if value is not None}
+    options = {'optim': OptimOptions(**shared)}
+    if config.gan.weight:
+        options['optim.discriminator'] = OptimOptions(**(shared | own))
+    return options
+
+
+def _check_optim(config: ml_collections.ConfigDict) -> list[str]:
+    """Finds schedules and optimisers whose options contradict each other."""
+    problems = find_problems(_optim_options(config))
+    if config.train.steps and config.optim.warmup_steps >= config.train.steps:
+        problems.append(
+            f'optim.warmup_steps={config.optim.warmup_steps}: expected less than train.steps={config.train.steps}'
+        )
+    return problems
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Checks the values of a configuration that need neither data nor networks.
 
@@ -246,6 +313,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     problems += _check_sizes(config.data)
     if not config.gan.weight and not any(weights.values()):
         problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
+    if not problems:  # these compare values that are right by themselves
+        problems = _check_losses(config) + _check_optim(config)
     if problems:
         raise UserError(f'the configuration has {len(problems)} bad values:{shortlist(problems)}')
 
@@ -256,11 +325,12 @@ def _build_network(
     """Builds the network that `config[key].name` names with the options of the section of that name."""
     network = pick(table, config[key].name, f'{key}.name')
     options = config[key][config[key].name].to_dict()
-    norm = options.pop('norm')
+    # A network without the choice of a norm, or of how its kernels start, takes the style's defaults.
+    norm = options.pop('norm', Style.norm)
     pick(dict.fromkeys(NORMS, norm), norm, f'{key}.{config[key].name}.norm')
     style = Style(
         norm=norm,
-        init_std=options.pop('init_std'),
+        init_std=options.pop('init_std', Style.init_std),
         conv_form=config.conv_form,
         norm_axis=AXIS if config.norm.sync else None,
         dtype=pick(DTYPES, config.dtype, 'dtype'),
@@ -268,22 +338,29 @@ def _build_network(
     return network(style=style, **options, **more)
 
 
+def _build_optimizer(
+    config: ml_collections.ConfigDict, key: str, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    options = _optim_options(config)[key]
+    schedule = build_schedule(options, steps, key)
+    return build_optimizer(options, schedule, key), schedule
+
+
 def _build_adversary(config: ml_collections.ConfigDict, steps: int) -> Adversary | None:
     if not config.gan.weight:
         return None
     network = _build_network(config, 'discriminator', DISCRIMINATORS)
-    loss = pick(GAN_LOSSES, config.gan.mode, 'gan.mode')
+    loss = pick(GAN_LOSSES, config.gan.mode, 'gan.mode')(config.gan.label_smoothing)
     last = config.discriminator[config.discriminator.name].last_activation
     if loss.on_logits and last != 'none':
         raise UserError(
             f'gan.mode={config.gan.mode!r} works on logits: with discriminator.{config.discriminator.name}.'
-            f'last_activation={last!r} it would be squashed twice. Set that to none, or take gan.mode=lsgan.'
+            f'last_activation={last!r} they would be bounded. Set that to none, or take gan.mode=lsgan.'
         )
-    start = config.gan.start_step
-    rate = config.optim.lr if config.optim.discriminator.lr is None else config.optim.discriminator.lr
-    schedule = build_schedule(config.optim.schedule, rate, max(steps - start, 1))
-    optimizer = build_optimizer(schedule, config.optim.b1, config.optim.b2)
-    return Adversary(network, optimizer, schedule, loss, config.gan.weight, start)
+    gan = config.gan
+    optimizer, schedule = _build_optimizer(config, 'optim.discriminator', max(steps - gan.start_step, 1))
+    gp_weight = gan.gp_weight if loss.gradient_penalty else 0.0
+    return Adversary(network, optimizer, schedule, loss, gan.weight, gan.start_step, gan.r1_weight, gp_weight)
 
 
 def _build_degradation(section: ml_collections.ConfigDict) -> Degradation | None:
@@ -315,17 +392,20 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
       UserError: an unknown name, or options that contradict each other.
     """
     check(config)
-    schedule = build_schedule(config.optim.schedule, config.optim.lr, steps)
+    optimizer, schedule = _build_optimizer(config, 'optim', steps)
+    value_range = tuple(config.value_range)
     return Job(
         generator=_build_network(config, 'generator', GENERATORS, out_channels=config.data.channels),
-        optimizer=build_optimizer(schedule, config.optim.b1, config.optim.b2),
+        optimizer=optimizer,
         schedule=schedule,
         adversary=_build_adversary(config, steps),
         pixel_losses={
-            name: (pick(PIXEL_LOSSES, name, 'loss'), term.weight) for name, term in config.loss.items() if term.weight
+            name: (pick(PIXEL_LOSSES, name, 'loss')(value_range), term.weight)
+            for name, term in config.loss.items()
+            if term.weight
         },
         degradation=_build_degradation(config.degrade),
         cut_blur=config.data.cut_blur,
-        value_range=tuple(config.value_range),
+        value_range=value_range,
         ema_decay=config.ema.decay,
     )

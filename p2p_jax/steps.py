@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from p2p_jax import metrics
 from p2p_jax.job import AXIS, Adversary, Job
+from p2p_jax.losses import mean_per_example
 from p2p_jax.state import Fault, NetworkState, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -30,12 +31,57 @@ def _update(
     return NetworkState(optax.apply_updates(network.params, updates), batch_stats, opt_state)
 
 
+def _squared_slope(adversary: Adversary, variables: PyTree, condition: jax.Array, image: jax.Array) -> jax.Array:
+    """Squared norm of the gradient of D's score by the image, (n,); the score is the mean of its patches.
+
+    D runs in train mode, but what the pass changes in its statistics is dropped.
+    """
+
+    def score(x: jax.Array) -> jax.Array:
+        scores, _ = adversary.network.apply(variables, condition, x, train=True, mutable=['batch_stats'])
+        return jnp.sum(mean_per_example(scores))
+
+    slope = jax.grad(score)(image)
+    return jnp.sum(jnp.square(slope), axis=tuple(range(1, slope.ndim)))
+
+
+def _penalty(
+    adversary: Adversary,
+    variables: PyTree,
+    condition: jax.Array,
+    real: jax.Array,
+    generated: jax.Array,
+    blend: jax.Array,
+) -> jax.Array:
+    """The weighted penalties on D's slope, a scalar.
+
+    R1 is γ/2 · mean |slope|² at the real images (Mescheder et al. 2018, equation 9). WGAN-GP's is λ · mean
+    (|slope| - 1)² at blends of real and generated ones (Gulrajani et al. 2017, equation 3). Both by the pixels as the
+    networks see them, so that their weights depend on the value range.
+    """
+    total = jnp.float32(0)
+    if adversary.r1_weight:
+        total += adversary.r1_weight / 2 * jnp.mean(_squared_slope(adversary, variables, condition, real))
+    if adversary.gp_weight:
+        share = blend[:, None, None, None]
+        squared = _squared_slope(adversary, variables, condition, share * real + (1 - share) * generated)
+        # The square root has no slope at 0.
+        total += adversary.gp_weight * jnp.mean(jnp.square(jnp.sqrt(squared + 1e-12) - 1))
+    return total
+
+
 def _update_discriminator(
-    adversary: Adversary, d: NetworkState, condition: jax.Array, real: jax.Array, generated: jax.Array
+    adversary: Adversary,
+    d: NetworkState,
+    condition: jax.Array,
+    real: jax.Array,
+    generated: jax.Array,
+    blend: jax.Array,
 ) -> tuple[NetworkState, Metrics]:
     """One update of D: the real pass, then the generated one, their statistics chained.
 
-    The spectral norm's power iteration moves on in the real pass only.
+    The spectral norm's power iteration moves on in the real pass only. `blend` (n,) is each real image's share in the
+    blends that WGAN-GP's penalty looks at.
     """
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
@@ -64,8 +110,13 @@ def _update_discriminator(
             'd/real': jnp.mean(on_real),
             'd/generated': jnp.mean(on_generated),
         }
-        # Halved, as the reference, which slows D down relative to G.
-        return 0.5 * (real_loss + generated_loss), (batch_stats, logged)
+        total = real_loss + generated_loss
+        if adversary.penalised:
+            variables = {'params': params, 'batch_stats': batch_stats}
+            logged['loss/d_penalty'] = _penalty(adversary, variables, condition, real, generated, blend)
+            total += logged['loss/d_penalty']
+        # Halved, as the reference, which slows D down relative to G; the penalties too, for their share to stay.
+        return 0.5 * total, (batch_stats, logged)
 
     grads, (batch_stats, logged) = jax.grad(loss_fn, has_aux=True)(d.params)
     grads, batch_stats, logged = mean_over_devices((grads, batch_stats, logged))
@@ -130,7 +181,7 @@ def train_step(
     Returns:
       The new state and the step's metrics, both equal on all devices.
     """
-    degrade_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.batch))
+    degrade_key, dropout_key, blend_key = jax.random.split(jax.random.fold_in(state.key, state.batch), 3)
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
     condition, target = (job.to_network(image) for image in job.images(batch, degrade_key, training=True))
 
@@ -149,7 +200,10 @@ def train_step(
 
     d = state.discriminator if adversarial else None
     if job.adversary and d:
-        d, d_logged = _update_discriminator(job.adversary, d, condition, target, jax.lax.stop_gradient(generated))
+        blend = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(blend_key, i)))(batch['index'])
+        d, d_logged = _update_discriminator(
+            job.adversary, d, condition, target, jax.lax.stop_gradient(generated), blend
+        )
         rate = job.adversary.schedule(state.step - job.adversary.start_step)
         logged |= d_logged | {'lr/discriminator': jnp.asarray(rate)}
 

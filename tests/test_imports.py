@@ -32,19 +32,25 @@ ORDER = [
     'p2p_jax.data',
     'p2p_jax.models.layers',
     'p2p_jax.models.unet',
+    'p2p_jax.models.classical_unet',
+    'p2p_jax.models.nafnet',
+    'p2p_jax.models.resnet',
+    'p2p_jax.models.resnet_unet',
     'p2p_jax.models.patchgan',
     'p2p_jax.models',
-    'p2p_jax.losses',
     'p2p_jax.metrics',
+    'p2p_jax.losses',
     'p2p_jax.optim',
     'p2p_jax.state',
     'p2p_jax.job',
     'p2p_jax.steps',
     'p2p_jax.checkpoint',
+    'p2p_jax.modelfile',
     'p2p_jax.report',
     'p2p_jax.datasets',
     'p2p_jax.inference',
     'p2p_jax.evaluate',
+    'p2p_jax.finetune',
     'p2p_jax.writers',
     'p2p_jax.train',
     'p2p_jax.main',
@@ -108,7 +114,7 @@ def test_help_is_quick_and_light():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict'):
+    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'export'):
         assert f'\n  {verb} ' in done.stdout
 
 

@@ -1,5 +1,6 @@
 """The train step: what it updates, what it leaves, and that devices agree."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from p2p_jax.job import AXIS, build_job
 from p2p_jax.models import DISCRIMINATORS
-from p2p_jax.steps import mean_over_devices, train_step
+from p2p_jax.state import NetworkState
+from p2p_jax.steps import _penalty, _update_discriminator, mean_over_devices, train_step
 from tests.conftest import noisy, picture, small_config
 
 SIZE = (16, 16, 3)
@@ -153,6 +156,70 @@ def test_discriminator_statistics_chain_both_passes_and_skip_the_generators():
         )
         stats = changed['batch_stats']
     assert_close(state.discriminator.batch_stats, stats, rtol=1e-4, atol=1e-6)
+
+
+class Bowl(nn.Module):
+    """Judges each pixel by half its square, so that the slope of the mean is the image over its number of pixels."""
+
+    @nn.compact
+    def __call__(self, condition, image, *, train, update_spectral=False):
+        return 0.5 * jnp.sum(image**2, axis=-1, keepdims=True)
+
+
+def test_penalties_against_their_equations():
+    adversary = dataclasses.replace(make().adversary, network=Bowl())
+    random = np.random.default_rng(0)
+    real, generated = random.normal(size=(2, 3, 4, 5, 2)).astype(np.float32) * 40
+    blend = np.array([0.0, 0.25, 1.0], np.float32)
+
+    def penalty(**weights):
+        return _penalty(dataclasses.replace(adversary, **weights), {}, real, real, generated, jnp.asarray(blend))
+
+    def slopes(images):
+        return np.sqrt(np.sum((images / 20) ** 2, axis=(1, 2, 3)))
+
+    r1 = 3 / 2 * np.mean(slopes(real) ** 2)
+    share = blend[:, None, None, None]
+    gp = 10 * np.mean((slopes(share * real + (1 - share) * generated) - 1) ** 2)
+    assert penalty(r1_weight=3.0) == pytest.approx(r1, rel=1e-5)
+    assert penalty(gp_weight=10.0) == pytest.approx(gp, rel=1e-5)
+    assert penalty(r1_weight=3.0, gp_weight=10.0) == pytest.approx(r1 + gp, rel=1e-5)
+    flat = jax.grad(lambda x: _penalty(dataclasses.replace(adversary, gp_weight=1.0), {}, x, x, x, jnp.asarray(blend)))
+    assert np.isfinite(flat(jnp.zeros((3, 4, 5, 2)))).all()  # where D has no slope at all
+
+
+# Of 1×1 convolutions, which compile fast.
+SMALL = {'discriminator__patchgan__strided': 0, 'discriminator__patchgan__unstrided': 2}
+
+
+@pytest.mark.parametrize('norm', ['batch', 'spectral'])
+def test_penalties_leave_the_discriminator_s_statistics(norm):
+    job = make(discriminator__patchgan__norm=norm, **SMALL)
+    condition, real, generated = np.random.default_rng(0).uniform(-1, 1, (3, 2, *SIZE)).astype(np.float32)
+    variables = jax.jit(functools.partial(job.adversary.network.init, train=False))(jax.random.key(0), condition, real)
+    opt_state = jax.jit(job.adversary.optimizer.init)(variables['params'])
+    d = NetworkState(variables['params'], variables['batch_stats'], opt_state)
+
+    def update(**weights):
+        adversary = dataclasses.replace(job.adversary, **weights)
+        step = functools.partial(_update_discriminator, adversary, d)
+        inputs = [x[None] for x in (condition, real, generated, np.array([0.3, 0.6], np.float32))]
+        return jax.jit(jax.vmap(step, axis_name=AXIS))(*inputs)
+
+    (plain, logged), (penalised, more) = update(), update(r1_weight=10.0, gp_weight=10.0)
+    assert_close(plain.batch_stats, penalised.batch_stats, rtol=1e-6)
+    assert not equal(plain.params, penalised.params)
+    assert set(more) - set(logged) == {'loss/d_penalty'} and more['loss/d_penalty'] > 0
+
+
+def test_penalties_do_not_depend_on_the_devices():
+    job = make(gan__mode='wgan_gp', gan__r1_weight=5.0, discriminator__patchgan__norm='batch', **SMALL)
+    assert 'loss/d_penalty' in job.terms
+    (one, [a, b]), (two, [c, d]) = (run(job, devices, batches(2)) for devices in (1, 2))
+    for left, right in ((a, c), (b, d)):
+        assert jax.tree.map(float, left) == pytest.approx(jax.tree.map(float, right), rel=1e-4, abs=1e-5)
+    for left, right in zip(moments(one), moments(two), strict=True):
+        assert optax.global_norm(jax.tree.map(np.subtract, left, right)) < 1e-4 * optax.global_norm(left)
 
 
 def test_generator_is_updated_through_the_updated_discriminator():

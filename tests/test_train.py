@@ -12,7 +12,7 @@ from p2p_jax import datasets, inference
 from p2p_jax.checkpoint import FOLDER, Checkpoints
 from p2p_jax.data.images import decode, header, read_image, write_image
 from p2p_jax.datasets import find_splits
-from p2p_jax.evaluate import build_evaluator, evaluate_workdir
+from p2p_jax.evaluate import build_evaluator, evaluate_model
 from p2p_jax.job import build_job, check, training_size
 from p2p_jax.lookup import UserError
 from p2p_jax.train import Progress, check_resume, length_in_steps, train
@@ -74,7 +74,7 @@ def test_logs_all_that_was_promised(trained):
 
 def test_test_json_is_the_evaluation_of_the_best_checkpoint(trained, tmp_path):
     workdir, _ = trained
-    scores = evaluate_workdir(workdir, 'best', tmp_path / 'again.json').scores
+    scores = evaluate_model(inference.load(workdir, 'best'), tmp_path / 'again.json').scores
     assert (
         json.loads((workdir / 'test.json').read_text()) == scores == json.loads((tmp_path / 'again.json').read_text())
     )
@@ -118,11 +118,17 @@ def test_scores_are_means_over_examples_of_what_predict_would_give(trained):
     )
 
 
+# A schedule by steps, which does not stretch with the length of the training.
+_OPTIM = {'optim.name': 'adamw', 'optim.weight_decay': 0.1, 'optim.clip_norm': 0.1, 'optim.warmup_steps': 3}
+_OPTIM |= {'optim.schedule': 'step', 'optim.decay_every': 5}
+
+
 @pytest.mark.parametrize(
     'changes',
     [
-        {'ema.decay': 0.9, 'generator.unet.norm': 'batch', 'discriminator.patchgan.norm': 'spectral'},
-        {'gan.weight': 0.0, 'degrade.name': 'poisson_gaussian'},
+        {'ema.decay': 0.9, 'generator.unet.norm': 'batch', 'discriminator.patchgan.norm': 'spectral'}
+        | {'gan.mode': 'wgan_gp', 'gan.r1_weight': 1.0},
+        {'gan.weight': 0.0, 'degrade.name': 'poisson_gaussian', 'loss.ssim.weight': 1.0} | _OPTIM,
         {'gan.start_step': 3, 'generator.unet.depth': 6, 'generator.unet.width': 4, 'generator.unet.dropout': 0.5},
     ],
     ids=['gan', 'generator alone', 'late gan with dropout'],
@@ -202,15 +208,24 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
     ('changes', 'message'),
     [
         ({'train.batch_size': 3}, 'train.batch_size=3 does not divide by the 2 devices. Take 4'),
-        ({'generator.name': 'unt'}, "generator.name='unt' is unknown. Available: unet. Did you mean 'unet'"),
+        ({'generator.name': 'unt'}, "generator.name='unt' is unknown. Available: .*Did you mean 'unet'"),
         ({'discriminator.name': 'x'}, "discriminator.name='x' is unknown. Available: patchgan"),
         ({'generator.unet.norm': 'layer'}, "generator.unet.norm='layer' is unknown. Available: batch, group, instance"),
-        ({'gan.mode': 'wgan'}, "gan.mode='wgan' is unknown. Available: lsgan, vanilla"),
+        ({'gan.mode': 'wgan'}, "gan.mode='wgan' is unknown. Available: hinge, lsgan, vanilla, wgan_gp."),
         ({'degrade.name': 'lensblur'}, "degrade.name='lensblur' is unknown. Available: .*Did you mean 'lens_blur'"),
         ({'degrade.name': 'awgn+none'}, "degrade.name='awgn.none': none stands alone"),
         ({'degrade.name': 'awgn+jpg'}, "degrade.name='jpg' is unknown. Available: .*poisson_gaussian"),
         ({'data.layout': 'polu'}, "data.layout='polu' is unknown. Available: .*Did you mean 'polyu'"),
-        ({'optim.schedule': 'linear'}, "optim.schedule='linear' is unknown. Available: constant, cosine"),
+        (
+            {'optim.schedule': 'linear'},
+            "optim.schedule='linear' is unknown. Available: constant, cosine, exponential, lin",
+        ),
+        ({'optim.discriminator.name': 'sgd'}, "optim.discriminator.name='sgd' is unknown. Available: adam, adamw"),
+        ({'gan.mode': 'hinge', 'gan.label_smoothing': 0.1}, "gan.mode='hinge' has no labels to smooth; expected 0"),
+        ({'loss.ms_ssim.weight': 1.0}, 'expected data.crop_size of at least 176, not 16'),
+        ({'optim.warmup_steps': 8}, 'optim.warmup_steps=8: expected less than train.steps=8'),
+        ({'optim.boundaries': (0.5, 4)}, r'optim.boundaries=\(0.5, 4\): expected rising numbers, either all shares'),
+        ({'optim.final_lr': 1e-6}, 'optim.final_lr=1e-06: of use to cosine and linear_decay only'),
         ({'dtype': 'float16'}, "dtype='float16' is unknown. Available: bfloat16, float32"),
         ({'discriminator.patchgan.last_activation': 'sigmoid'}, 'works on logits'),
         ({'data.crop_size': 41}, r'0.png is 48×40, too small for data.crop_size=41'),
@@ -278,7 +293,8 @@ def test_grey_photographs_train_and_predict_in_grey_and_in_depth(tmp_path):
     assert read_image(tmp_path / 'run' / 'samples' / 'test.png').shape[-1] == 3
     write_image(tmp_path / 'in' / 'grey.png', picture(9)[..., :2].astype(np.uint16) * 257)
     write_image(tmp_path / 'in' / 'colour.tif', picture(9))
-    assert inference.predict(tmp_path / 'run', 'best', tmp_path / 'in', tmp_path / 'out') == 2
+    model = inference.load(tmp_path / 'run', 'best')
+    assert inference.predict(model, tmp_path / 'in', tmp_path / 'out') == 2
     found = {path.stem: header(str(path), path) for path in (tmp_path / 'out').iterdir()}
     assert (found['grey'].channels, found['grey'].bits) == (2, 16)
     assert (found['colour'].channels, found['colour'].bits) == (3, 8)

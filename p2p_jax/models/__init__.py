@@ -2,8 +2,18 @@
 
 from flax import linen as nn
 
+from p2p_jax.models.classical_unet import ClassicalUNet
+from p2p_jax.models.nafnet import NAFNet
 from p2p_jax.models.patchgan import PatchGAN
+from p2p_jax.models.resnet import ResNetGenerator
+from p2p_jax.models.resnet_unet import ResNetUNet
 from p2p_jax.models.unet import UNet
 
-GENERATORS: dict[str, type[nn.Module]] = {'unet': UNet}
+GENERATORS: dict[str, type[nn.Module]] = {
+    'unet': UNet,
+    'classical_unet': ClassicalUNet,
+    'nafnet': NAFNet,
+    'resnet': ResNetGenerator,
+    'resnet_unet': ResNetUNet,
+}
 DISCRIMINATORS: dict[str, type[nn.Module]] = {'patchgan': PatchGAN}

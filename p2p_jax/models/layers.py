@@ -4,11 +4,14 @@ This is the one place where the form of a strided convolution is chosen. XLA's C
 gradient of an lhs-dilated convolution (what a transposed convolution is, and what the input gradient of a strided one
 becomes) by a naive path. A 4×4 convolution of stride 2 is therefore rewritten as a 2×2 convolution of stride 1, with
 the same weights in another order, whose gradients are plain. All forms share one kernel of shape (4, 4, in, out), so
-that checkpoints do not depend on the form.
+that checkpoints do not depend on the form. 3×3 kernels are 4×4 ones with a row and a column of zeros; 2×2 ones, whose
+windows do not overlap, are matrix products.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from p2p_jax.lookup import pick
+from p2p_jax.lookup import UserError, pick
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'leaky_relu': lambda x: nn.leaky_relu(x, 0.2),
@@ -30,6 +33,10 @@ NORMS = ('batch', 'instance', 'spectral', 'group', 'none')
 FORMS = ('native', 'phase', 'gemm')
 # On the CPU the matrix product wins over XLA's convolution up to this height and width of the 2×2 convolution.
 _GEMM_UP_TO = 64
+# Side of the kernel: what the native forms pad before and after, so that sizes are halved (rounded down) and doubled.
+_PADS_DOWN = {2: (0, 0), 3: (1, 0), 4: (1, 1)}
+_PADS_UP = {2: (1, 1), 3: (1, 2), 4: (2, 2)}
+_NHWC = ('NHWC', 'HWIO', 'NHWC')
 
 # In both kinds of layer, tap 2a + p of the kernel meets block a at phase p: (4, 4, in, out) -> (a, p, b, q, in, out).
 
@@ -37,7 +44,7 @@ _GEMM_UP_TO = 64
 def _conv2x2(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
     """A VALID 2×2 convolution of stride 1: (n, h + 1, w + 1, in), (2, 2, in, out) -> (n, h, w, out)."""
     if form == 'phase':
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', dimension_numbers=_NHWC)
     columns = jnp.concatenate([x[:, :-1, :-1], x[:, :-1, 1:], x[:, 1:, :-1], x[:, 1:, 1:]], axis=-1)
     return columns @ kernel.reshape(-1, kernel.shape[-1])
 
@@ -60,11 +67,11 @@ def choose_form(form: str, size: int) -> str:
 
 
 def downsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
-    """A 4×4 convolution of stride 2 and padding 1, in the given form.
+    """A convolution of stride 2, in the given form: 4×4 or 3×3 with padding 1, or 2×2 without.
 
     Args:
-      x: (n, h, w, in).
-      kernel: (4, 4, in, out).
+      x: (n, h, w, in); of an odd height, 3×3 leaves out the window that would start at the last row.
+      kernel: (4, 4, in, out), (3, 3, in, out) or (2, 2, in, out).
       form: 'auto', 'native', 'phase' or 'gemm'; all give the same values.
 
     Returns:
@@ -72,10 +79,17 @@ def downsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
     """
     n, height, width, features = x.shape
     h, w = height // 2, width // 2
-    form = choose_form(form, max(h, w))
+    side = kernel.shape[0]
+    # 16 taps for 9 cost more than XLA's gradients of the 3×3 convolution do (twice as much, measured).
+    form = 'native' if side == 3 and form == 'auto' else choose_form(form, max(h, w))
     if form == 'native':
-        pads = ((1, 1), (1, 1))
-        return jax.lax.conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        pads = (_PADS_DOWN[side], _PADS_DOWN[side])
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=_NHWC)
+    if side == 2:
+        x = x[:, : 2 * h, : 2 * w].reshape(n, h, 2, w, 2, features).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(n, h, w, 4 * features) @ kernel.reshape(4 * features, -1)
+    if side == 3:
+        kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
     # The last row of an odd height meets no window; the same for the last column.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, : 2 * h + 2, : 2 * w + 2]
     x = x.reshape(n, h + 1, 2, w + 1, 2, features).transpose(0, 1, 3, 2, 4, 5).reshape(n, h + 1, w + 1, 4 * features)
@@ -84,11 +98,14 @@ def downsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
 
 
 def upsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
-    """A transposed 4×4 convolution of stride 2 and padding 1 (as `flax.linen.ConvTranspose`), in the given form.
+    """A transposed convolution of stride 2, in the given form.
+
+    In PyTorch's terms 4×4 with padding 1, 3×3 with padding 1 and output padding 1, or 2×2 without; its kernels are
+    `flax.linen.ConvTranspose`'s, which are PyTorch's mirrored in height and width.
 
     Args:
       x: (n, h, w, in).
-      kernel: (4, 4, in, out).
+      kernel: (4, 4, in, out), (3, 3, in, out) or (2, 2, in, out).
       form: 'auto', 'native', 'phase' or 'gemm'; all give the same values.
 
     Returns:
@@ -96,9 +113,15 @@ def upsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
     """
     n, h, w, features = x.shape
     form = choose_form(form, max(h, w))
+    side, out = kernel.shape[0], kernel.shape[-1]
     if form == 'native':
-        return jax.lax.conv_transpose(x, kernel, (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    out = kernel.shape[-1]
+        pads = (_PADS_UP[side], _PADS_UP[side])
+        return jax.lax.conv_transpose(x, kernel, (2, 2), pads, dimension_numbers=_NHWC)
+    if side == 2:
+        taps = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(features, 4 * out)
+        return (x @ taps).reshape(n, h, w, 2, 2, out).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, out)
+    if side == 3:
+        kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
     taps = kernel.reshape(2, 2, 2, 2, features, out).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, features, 4 * out)
     y = _conv2x2(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), taps, form).reshape(n, h + 1, w + 1, 2, 2, out)
     phases = [[y[:, p : p + h, q : q + w, p, q] for q in (0, 1)] for p in (0, 1)]
@@ -106,34 +129,112 @@ def upsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
     return rows.reshape(n, 2 * h, 2 * w, out)
 
 
+@jax.custom_vjp
+def _shift_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`depthwise` as the sum of nine shifted images."""
+    h, w = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [x[:, i : i + h, j : j + w] * kernel[i, j, 0] for i in range(3) for j in range(3)]
+    return functools.reduce(operator.add, taps)
+
+
+def _shift_and_add_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _shift_and_add(x, kernel), (x, kernel)
+
+
+def _shift_and_add_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    def tap(i: jax.Array) -> jax.Array:
+        shifted = jax.lax.dynamic_slice(padded, (0, i // 3, i % 3, 0), x.shape)
+        return jnp.sum(shifted * slope, axis=(0, 1, 2))
+
+    # One tap after the other: all nine in one loop, as XLA fuses them otherwise, take up to six times as long.
+    return _shift_and_add(slope, kernel[::-1, ::-1]), jax.lax.map(tap, jnp.arange(9)).reshape(kernel.shape)
+
+
+_shift_and_add.defvjp(_shift_and_add_forward, _shift_and_add_backward)
+
+
+def depthwise(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
+    """A 3×3 convolution of each channel by itself, stride 1, padding 1.
+
+    Args:
+      x: (n, h, w, c).
+      kernel: (3, 3, 1, c).
+      form: 'native' is XLA's grouped convolution, which is slow on the CPU (forward 40 times as slow as the sum of the
+        nine shifted images that the other forms are, forward and backward 10 to 20 times); 'auto' chooses by back end.
+
+    Returns:
+      (n, h, w, c).
+    """
+    if choose_form(form, max(x.shape[1:3])) == 'native':
+        pads = ((1, 1), (1, 1))
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), pads, dimension_numbers=_NHWC, feature_group_count=x.shape[-1]
+        )
+    return _shift_and_add(x, kernel)
+
+
+def kernel_initializer(init_std: float | None) -> nn.initializers.Initializer:
+    """Returns N(0, init_std), or, for None, PyTorch's default: uniform within ±1/√(inputs of one output)."""
+    if init_std is None:
+        return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+    return nn.initializers.normal(init_std)
+
+
 class Strided(nn.Module):
-    """A 4×4 convolution of stride 2 and padding 1, or its transpose, with its parameters.
+    """A convolution of stride 2 that halves or doubles height and width, with its parameters.
 
     Attributes:
       features: channels of the output.
       use_bias: whether a bias is added.
       direction: 'down' halves height and width, 'up' doubles them.
       form: of the convolution, or 'auto'.
-      init_std: standard deviation of the initial kernel.
+      init_std: standard deviation of the initial kernel; see `kernel_initializer`.
       dtype: of the computation.
+      size: of the kernel: 4, 3 or 2; see `downsample` and `upsample`.
     """
 
     features: int
     use_bias: bool
     direction: str
     form: str
-    init_std: float
+    init_std: float | None
     dtype: Any
+    size: int = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (4, 4, x.shape[-1], self.features)
-        kernel = self.param('kernel', nn.initializers.normal(self.init_std), shape)
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param('kernel', kernel_initializer(self.init_std), shape)
         resample = {'down': downsample, 'up': upsample}[self.direction]
         y = resample(x.astype(self.dtype), kernel.astype(self.dtype), self.form)
         if self.use_bias:
             y += self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
+
+
+class Depthwise(nn.Module):
+    """A 3×3 convolution of each channel by itself, with its parameters.
+
+    Attributes:
+      form: of the convolution, or 'auto'.
+      init_std: standard deviation of the initial kernel; see `kernel_initializer`.
+      dtype: of the computation.
+    """
+
+    form: str
+    init_std: float | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = x.shape[-1]
+        kernel = self.param('kernel', kernel_initializer(self.init_std), (3, 3, 1, features))
+        bias = self.param('bias', nn.initializers.zeros, (features,))
+        return depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.form) + bias.astype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,17 +244,18 @@ class Style:
     Attributes:
       norm: 'batch', 'instance', 'spectral', 'group' or 'none'; spectral norm goes on every convolution, whose kernel
         then starts divided by its norm (flax does so; the function is the same).
-      init_std: standard deviation of the initial kernels (mean 0) and of the initial scales of norms (mean 1).
+      init_std: standard deviation of the initial kernels (mean 0) and of the initial scales of norms (mean 1); None:
+        kernels as in `kernel_initializer`, scales of 1.
       conv_form: form of the strided convolutions, or 'auto'.
       norm_axis: mapped axis over which batch norm sees the whole batch; None: each device sees its own part.
       dtype: of the computation; parameters and statistics stay float32.
     """
 
-    norm: str
-    init_std: float
-    conv_form: str
-    norm_axis: str | None
-    dtype: Any
+    norm: str = 'none'
+    init_std: float | None = None
+    conv_form: str = 'auto'
+    norm_axis: str | None = None
+    dtype: Any = jnp.float32
 
     @property
     def _use_bias(self) -> bool:
@@ -174,8 +276,9 @@ class Style:
         *,
         update_spectral: bool,
         use_bias: bool | None = None,
+        size: int = 4,
     ) -> jax.Array:
-        """A 4×4 convolution of stride 2, `direction` 'down' or 'up'; x (n, h, w, c)."""
+        """A `size` × `size` convolution (4, 3 or 2) of stride 2, `direction` 'down' or 'up'; x (n, h, w, c)."""
         layer = Strided(
             features,
             use_bias=self._use_bias if use_bias is None else use_bias,
@@ -183,30 +286,47 @@ class Style:
             form=self.conv_form,
             init_std=self.init_std,
             dtype=self.dtype,
+            size=size,
             name=name,
         )
         return self._apply(layer, x, update_spectral)
 
     def convolve(
-        self, name: str, size: int, features: int, x: jax.Array, *, update_spectral: bool, use_bias: bool | None = None
+        self,
+        name: str,
+        size: int,
+        features: int,
+        x: jax.Array,
+        *,
+        update_spectral: bool,
+        use_bias: bool | None = None,
+        reflect: bool = False,
     ) -> jax.Array:
-        """A `size` × `size` convolution of stride 1, padded by (size - 1) // 2 on each side; x (n, h, w, c)."""
+        """A `size` × `size` convolution of stride 1; x (n, h, w, c) is padded by (size - 1) // 2 on each side.
+
+        `reflect` pads with the image mirrored at its border instead of zeros; `size` is then odd.
+        """
         layer = nn.Conv(
             features,
             (size, size),
-            padding=(size - 1) // 2,
+            padding='REFLECT' if reflect else (size - 1) // 2,
             use_bias=self._use_bias if use_bias is None else use_bias,
-            kernel_init=nn.initializers.normal(self.init_std),
+            kernel_init=kernel_initializer(self.init_std),
             dtype=self.dtype,
             name=name,
         )
+        return self._apply(layer, x, update_spectral)
+
+    def depthwise(self, name: str, x: jax.Array, *, update_spectral: bool) -> jax.Array:
+        """A 3×3 convolution of each channel by itself, with a bias; x (n, h, w, c)."""
+        layer = Depthwise(self.conv_form, self.init_std, self.dtype, name=name)
         return self._apply(layer, x, update_spectral)
 
     def normalise(self, name: str, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises (n, h, w, c); batch norm by the batch's statistics in training, by running ones otherwise."""
 
         def scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-            return 1 + self.init_std * jax.random.normal(key, shape, dtype)
+            return 1 + (self.init_std or 0.0) * jax.random.normal(key, shape, dtype)
 
         # epsilon and momentum are PyTorch's, so that the reference's weights mean the same here.
         if self.norm == 'batch':
@@ -227,3 +347,48 @@ class Style:
         if self.norm in ('spectral', 'none'):
             return x
         raise ValueError(f'norm={self.norm!r}: expected one of {", ".join(NORMS)}')
+
+
+def check_options(section: str, counts: dict[str, int], rates: dict[str, float], init_std: float | None) -> None:
+    """Checks the options that many networks have.
+
+    Args:
+      section: of the configuration that they come from, for the message.
+      counts: each at least 1.
+      rates: of dropout, each in [0, 1).
+      init_std: at least 0, or None.
+
+    Raises:
+      UserError: one is out of range.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f'{section}.{name}={count}: expected at least 1')
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise UserError(f'{section}.{name}={rate}: expected a rate in [0, 1)')
+    if init_std is not None and init_std < 0:
+        raise UserError(f'{section}.init_std={init_std}: expected at least 0')
+
+
+def finish(section: str, condition: jax.Array, x: jax.Array, last_activation: str, residual: bool) -> jax.Array:
+    """Makes the image of what a network's last convolution gives.
+
+    Args:
+      section: of the configuration that the options come from, for the message.
+      condition: (n, h, w, c), what the network was given.
+      x: (n, at least h, at least w, out); what goes beyond the condition is cut off.
+      last_activation: key of ACTIVATIONS.
+      residual: give the condition minus the network's output.
+
+    Returns:
+      float32 (n, h, w, out).
+
+    Raises:
+      UserError: an unknown activation, or a residual of other channels than the condition's.
+    """
+    if residual and condition.shape[-1] != x.shape[-1]:
+        raise UserError(f'{section}.residual: {condition.shape[-1]} channels cannot be added to {x.shape[-1]}')
+    height, width = condition.shape[1:3]
+    x = pick(ACTIVATIONS, last_activation, f'{section}.last_activation')(x.astype(jnp.float32))[:, :height, :width]
+    return condition - x if residual else x
