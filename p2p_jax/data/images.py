@@ -119,6 +119,16 @@ def _rare_tiff(file: Path | bytes) -> tifffile.TiffPage | None:
         return None
 
 
+def _open_any(name: str, file: Path | bytes) -> Image.Image | tifffile.TiffPage:
+    try:
+        return _open(name, file)
+    except UserError:
+        page = _rare_tiff(file)
+        if page is None:
+            raise
+        return page
+
+
 def header(name: str, file: Path | bytes) -> Header:
     """Returns what a file holds, without decoding its pixels.
 
@@ -129,13 +139,9 @@ def header(name: str, file: Path | bytes) -> Header:
     Raises:
       UserError: it is missing, empty, no image, too large to be trusted, or neither 8 nor 16 bits a channel.
     """
-    try:
-        image = _open(name, file)
-    except UserError:
-        page = _rare_tiff(file)
-        if page is None:
-            raise
-        return Header(page.imagelength, page.imagewidth, page.samplesperpixel, page.bitspersample)
+    image = _open_any(name, file)
+    if isinstance(image, tifffile.TiffPage):
+        return Header(image.imagelength, image.imagewidth, image.samplesperpixel, image.bitspersample)
     with image:
         _, channels, bits = _layout(name, image)
         width, height = image.size
@@ -183,17 +189,13 @@ def decode(name: str, file: Path | bytes) -> np.ndarray:
     Raises:
       UserError: as `header`, or the file is truncated or damaged.
     """
-    try:
-        image = _open(name, file)
-    except UserError:
-        page = _rare_tiff(file)
-        if page is None:
-            raise
+    image = _open_any(name, file)
+    if isinstance(image, tifffile.TiffPage):
         try:
-            pixels = page.asarray()
+            pixels = image.asarray()
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f'{name}: truncated or damaged ({error})') from None
-        pixels = np.moveaxis(pixels, 0, -1) if page.axes == 'SYX' else pixels
+        pixels = np.moveaxis(pixels, 0, -1) if image.axes == 'SYX' else pixels
         return pixels.reshape(*pixels.shape[:2], -1)
     with image:
         mode, channels, bits = _layout(name, image)

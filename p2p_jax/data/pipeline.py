@@ -268,6 +268,7 @@ def evaluation_batches(
     whole = functools.lru_cache(maxsize=4)(lambda source: source.read())
 
     def load(chosen: list[int]) -> Batch:
+        """Reads one batch; runs in a thread."""
         padded = chosen + chosen[:1] * (batch_size - len(chosen))
         read = functools.lru_cache(maxsize=2 * batch_size)(
             lambda source: as_stored(centre_crop(source.cut(whole(source.whole)), crop_size))

@@ -10,23 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import default
 from p2p_jax.data import LAYOUTS, audit, images, records, resemblance, sources
-from p2p_jax.data.records import Problem, Record, Selection
+from p2p_jax.data.records import Problem, Record
 from p2p_jax.data.sources import Source
+from p2p_jax.datasets import selection
 from tests.conftest import noisy, picture
 
-SELECTION = Selection(
-    split=(0.7, 0.15, 0.15),
-    split_seed=0,
-    own_split=True,
-    limit=(None, None, None),
-    direction='AtoB',
-    mask_values=(),
-    grid=(1, 1),
-    tile_size=None,
-    tile_overlap=0,
-    resize=None,
-)
+SELECTION = selection(default.get_config())
 LEAST = dict.fromkeys(records.SPLITS, (32, 'data.crop_size=32'))
 
 
