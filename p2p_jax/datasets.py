@@ -180,7 +180,10 @@ def check_stored_splits(workdir: Path, splits: Splits) -> None:
     path = workdir / STORED
     if not path.is_file():
         return
-    stored = json.loads(path.read_text())['splits']
+    try:
+        stored = json.loads(path.read_text())['splits']
+    except (ValueError, KeyError) as error:
+        raise UserError(f'{path}: damaged ({error!r}); remove it to go on without comparing the data') from None
     lines = []
     for split, records in splits.items():
         before, now = stored.get(split, []), [record.name for record in records]

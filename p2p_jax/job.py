@@ -311,6 +311,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     weights = {key: v for key, v in values.items() if key.startswith('loss.')}
     problems += [f'{key}={v}: expected at least 0' for key, v in weights.items() if v is not None and v < 0]
     problems += _check_sizes(config.data)
+    if 'camera' in config.degrade.name.split('+') and config.data.channels != 3:
+        problems.append(f'degrade.name={config.degrade.name}: a camera has three channels; set data.channels=3')
     if not config.gan.weight and not any(weights.values()):
         problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
     if not problems:  # these compare values that are right by themselves

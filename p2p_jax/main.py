@@ -73,10 +73,18 @@ def _train(config: Any) -> None:
     train(config, Path(_WORKDIR.value or Path('runs') / source.stem))
 
 
+def _json_file() -> Path | None:
+    """The file that --output names, looked at before the work of minutes that it is for."""
+    if _OUTPUT.value and Path(_OUTPUT.value).is_dir():
+        raise UserError(f'--output={_OUTPUT.value}: that is a folder; expected a file for the JSON')
+    return Path(_OUTPUT.value) if _OUTPUT.value else None
+
+
 def _audit(config: Any) -> int:
+    output = _json_file()
     from p2p_jax.datasets import audit_data
 
-    return 0 if audit_data(config, Path(_OUTPUT.value) if _OUTPUT.value else None) else 1
+    return 0 if audit_data(config, output) else 1
 
 
 def _prepare(config: Any) -> None:
@@ -99,10 +107,10 @@ def _model() -> Any:
 
 
 def _evaluate(_: Any) -> None:
-    model = _model()
+    output, model = _json_file(), _model()
     from p2p_jax.evaluate import evaluate_model
 
-    evaluate_model(model, Path(_OUTPUT.value) if _OUTPUT.value else None)
+    evaluate_model(model, output)
 
 
 def _predict(_: Any) -> None:

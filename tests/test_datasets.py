@@ -146,6 +146,10 @@ def test_a_training_s_data_may_not_change(pairs, tmp_path):
     datasets.store_splits(tmp_path / 'run', splits)
     assert json.loads((tmp_path / 'run' / 'data.json').read_text())['scale'] == 1
     datasets.check_stored_splits(tmp_path / 'run', splits)
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'data.json').write_text('{"spl')
+    with pytest.raises(UserError, match='data.json: damaged'):
+        datasets.check_stored_splits(tmp_path / 'other', splits)
     (pairs / 'train' / 'input' / '0.png').rename(pairs / 'train' / 'input' / 'x.png')
     (pairs / 'train' / 'target' / '0.png').rename(pairs / 'train' / 'target' / 'x.png')
     with pytest.raises(UserError, match=r'(?s)other data than is there now.*train/0 is gone.*train/x is new'):

@@ -162,6 +162,7 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
         (['evaluate', '--workdir=/none'], '/none: no checkpoints there'),
         (['evaluate', '--workdir=x', '--input=y'], 'evaluate takes no --input'),
         (['audit', '--output=x'], 'audit needs --config'),
+        (['audit', '--config=configs/sample.py', '--output=tests'], '--output=tests: that is a folder'),
         (['evaluate'], 'give either --workdir=DIR of a training or --model=FILE'),
         (['evaluate', '--workdir=x', '--model=y'], 'give either --workdir'),
         (['evaluate', '--model=y', '--checkpoint=best'], '--checkpoint goes with --workdir'),

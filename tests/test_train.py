@@ -233,6 +233,7 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
         ({'data.tile_size': 32, 'data.grid': (2, 2)}, r'data.grid=\(2, 2\) and data.tile_size=32: give one of them'),
         ({'data.resize': 15}, 'data.crop_size=16: expected at most data.resize=15'),
         ({'data.split': (0.7, 0.3)}, r'data.split=\(0.7, 0.3\): expected three positive shares'),
+        ({'degrade.name': 'awgn+camera', 'data.channels': 1}, 'a camera has three channels; set data.channels=3'),
         ({'data.direction': 'AB'}, 'data.direction=AB: expected AtoB or BtoA'),
         ({'discriminator.patchgan.strided': 5}, 'leave nothing of a 16×16 image'),
         (

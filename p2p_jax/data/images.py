@@ -319,8 +319,12 @@ def _is_image_name(suffix: str) -> bool:
 
 def find_images(folder: Path) -> list[Path]:
     """Returns all image files below a folder, sorted; hidden files and folders are passed over."""
-    found = []
+    found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        real = os.path.realpath(parent)
+        # A link to a folder that was visited already, such as one above, would lead round in a circle.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith('.'))
+        names = [] if real in seen else names
+        seen.add(real)
         found += [Path(parent, name) for name in names if name[0] != '.' and _is_image_name(os.path.splitext(name)[1])]
     return sorted(found)

@@ -105,8 +105,11 @@ def _batches(folder: Path, ending: str, classes: tuple[str, ...]) -> Found:
 def _find_kaggle(root: Path) -> Found:
     """`train/<n>.png` with `trainLabels.csv`, whose columns are id,label."""
     table = root / 'trainLabels.csv'
-    with table.open(newline='', encoding='utf-8-sig') as file:
-        rows = {row['id']: row['label'] for row in csv.DictReader(file) if row.get('id') and row.get('label')}
+    try:
+        with table.open(newline='', encoding='utf-8-sig') as file:
+            rows = {row['id']: row['label'] for row in csv.DictReader(file) if row.get('id') and row.get('label')}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MismatchError(f'{table.name} is no table of id,label ({error})') from None
     files = {path.stem: path for path in images.find_images(root / 'train')}
     numbers = sorted(rows.keys() & files.keys(), key=lambda n: (len(n), n))
     found = _label((f'train/{n}', rows[n], None, Source(files[n])) for n in numbers)

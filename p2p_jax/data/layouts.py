@@ -130,7 +130,10 @@ def _sure_side_by_side(root: Path, selection: Selection) -> Found:
 
 
 def _read_rows(path: Path) -> list[list[str]]:
-    text = path.read_text(encoding='utf-8-sig')
+    try:
+        text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError:
+        raise MismatchError(f'{path.name} is no UTF-8 text') from None
     if path.suffix.lower() == '.csv':
         return [row for row in csv.reader(text.splitlines()) if any(row)]
     return [re.split(r'\t|\s{2,}|\s', line.strip(), maxsplit=1) for line in text.splitlines() if line.strip()]

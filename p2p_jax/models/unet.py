@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from p2p_jax.lookup import UserError, pick
-from p2p_jax.models.layers import ACTIVATIONS, Style
+from p2p_jax.lookup import UserError
+from p2p_jax.models.layers import Style, check_options, finish
 
+_SECTION = 'generator.unet'
 # The reference network has dropout in the decoder levels at full width, from the fifth on.
 _FIRST_DROPOUT_LEVEL = 4
 
@@ -47,8 +48,7 @@ class UNet(nn.Module):
         Raises:
           UserError: options that do not go together.
         """
-        self._check(condition.shape[-1])
-        height, width = condition.shape[1:3]
+        self._check()
         features = [self.width * min(2**level, 8) for level in range(self.depth)]
         innermost = self.depth - 1
 
@@ -67,19 +67,13 @@ class UNet(nn.Module):
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
             x = jnp.concatenate([skips[level - 1], x], axis=-1)
         x = self.style.resample('up_0', 'up', self.out_channels, nn.relu(x), update_spectral=train, use_bias=True)
+        return finish(_SECTION, condition, x, self.last_activation, self.residual)
 
-        x = pick(ACTIVATIONS, self.last_activation, 'last_activation')(x.astype(jnp.float32))[:, :height, :width]
-        return condition - x if self.residual else x
-
-    def _check(self, channels: int) -> None:
-        if self.depth < 1 or self.width < 1:
-            raise UserError(f'generator.unet: depth={self.depth} and width={self.width}; expected both at least 1')
-        if not 0 <= self.dropout < 1:
-            raise UserError(f'generator.unet.dropout={self.dropout}: expected a rate in [0, 1)')
+    def _check(self) -> None:
+        counts = {'depth': self.depth, 'width': self.width}
+        check_options(_SECTION, counts, {'dropout': self.dropout}, self.style.init_std)
         if self.dropout and self.depth <= _FIRST_DROPOUT_LEVEL + 1:
             raise UserError(
                 f'generator.unet.dropout={self.dropout} has no effect at depth={self.depth}: as in the reference, it '
                 f'belongs to levels that a U-Net has from depth {_FIRST_DROPOUT_LEVEL + 2} on. Set it to 0.'
             )
-        if self.residual and channels != self.out_channels:
-            raise UserError(f'generator.unet.residual: {channels} channels cannot be added to {self.out_channels}')

@@ -183,3 +183,5 @@ def test_find_images_passes_over_other_and_hidden_files(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert images.find_images(tmp_path) == [tmp_path / 'b.PNG', tmp_path / 'sub' / 'a.jpg']
+    (tmp_path / 'sub' / 'circle').symlink_to(tmp_path)
+    assert images.find_images(tmp_path) == [tmp_path / 'b.PNG', tmp_path / 'sub' / 'a.jpg']

@@ -244,6 +244,14 @@ def test_lists_name_the_rows_that_do_not_exist(tmp_path):
     assert 'row 7' in found.problems[0].message and 'none.png: no such file' in found.problems[0].message
 
 
+def test_lists_and_tables_that_are_no_text(tmp_path):
+    for name in ('train.txt', 'trainLabels.csv'):
+        (tmp_path / name).write_bytes(b'\xff\xfe\x00broken')
+    (tmp_path / 'train').mkdir()
+    with pytest.raises(UserError, match=r'(?s)trainLabels.csv is no table of id,label.*train.txt is no UTF-8 text'):
+        look(tmp_path)
+
+
 def test_errors_say_what_was_found_and_why_nothing_matched(tmp_path):
     (tmp_path / 'readme.txt').touch()
     with pytest.raises(UserError) as caught:
