@@ -4,6 +4,7 @@ The command line overrides any key: --config.optim.lr=1e-4. Lengths are either i
 epochs; the other key of the pair is None.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
@@ -12,6 +13,28 @@ from ml_collections import ConfigDict, FieldReference
 def optional(kind: type, value: Any = None) -> FieldReference:
     """Returns the value of a key that may also be None, and stays of its kind all the same."""
     return FieldReference(value, field_type=kind)
+
+
+def apply(presets: dict[str, Callable[[ConfigDict], None]], name: str, config: ConfigDict) -> None:
+    """Changes a configuration as the preset says that stands after the file's name: configs/sidd.py:nafnet.
+
+    Raises:
+      ValueError: an unknown name; the message lists those that there are.
+    """
+    if name not in presets:
+        raise ValueError(f'preset {name!r} is unknown. Available: {", ".join(presets)}')
+    presets[name](config)
+
+
+def number(text: str) -> float:
+    """Returns the number that stands after the file's name: configs/awgn.py:25.
+
+    Raises:
+      ValueError: it is none, or not above 0.
+    """
+    if not text.replace('.', '', 1).isdecimal() or float(text) <= 0:
+        raise ValueError(f'preset {text!r}: expected a number above 0')
+    return float(text)
 
 
 def _add_more_generators(config: ConfigDict) -> None:
@@ -72,6 +95,15 @@ def _add_networks(config: ConfigDict) -> None:
     config.discriminator.patchgan.activation = 'leaky_relu'  # leaky_relu | relu | silu | tanh | sigmoid | none
     config.discriminator.patchgan.last_activation = 'none'  # none | sigmoid | …; vanilla needs none
     config.discriminator.patchgan.init_std = 0.02  # kernels start as N(0, init_std)
+    config.discriminator.multiscale = ConfigDict()
+    config.discriminator.multiscale.scales = 3  # PatchGANs, each on images of half the size of the one before
+    config.discriminator.multiscale.strided = 3  # of each; the keys of patchgan
+    config.discriminator.multiscale.unstrided = 1  # likewise
+    config.discriminator.multiscale.width = 64  # likewise
+    config.discriminator.multiscale.norm = 'instance'  # batch | instance | spectral | group | none
+    config.discriminator.multiscale.activation = 'leaky_relu'  # leaky_relu | relu | silu | tanh | sigmoid | none
+    config.discriminator.multiscale.last_activation = 'none'  # none | sigmoid | …; vanilla needs none
+    config.discriminator.multiscale.init_std = 0.02  # kernels start as N(0, init_std)
 
 
 def _add_data(config: ConfigDict) -> None:
@@ -164,15 +196,22 @@ def _add_optim(config: ConfigDict) -> None:
     config.optim.b2 = 0.999  # likewise, of the second moment
     config.optim.weight_decay = 0.0  # adamw's λ, as PyTorch's: times the rate, for all parameters
     config.optim.clip_norm = 0.0  # gradients are scaled down to this global norm; 0: never
-    config.optim.schedule = 'constant'  # constant | cosine | linear_decay | piecewise | step | exponential
+    # constant | cosine | linear_decay | piecewise | step | exponential | plateau
+    config.optim.schedule = 'constant'
     config.optim.warmup_steps = 0  # the rate rises linearly to the schedule's; for any schedule
-    config.optim.final_lr = 0.0  # cosine, linear_decay: the rate at the last step
+    config.optim.final_lr = 0.0  # cosine, linear_decay: the rate at the last step; plateau: the lowest, above 0
     config.optim.decay_start = 0.5  # linear_decay: share of the steps before; pix2pix's is half
     config.optim.decay_every = optional(int)  # step, exponential: so many steps take the rate times the factor
-    config.optim.decay_factor = 0.1  # likewise; step all at once, exponential a little with each step
+    # step, exponential, plateau: this factor; step and plateau all at once, exponential a little with each step.
+    config.optim.decay_factor = 0.1
     config.optim.boundaries = ()  # piecewise: where the rate changes, in steps or (all below 1) in shares of them
     config.optim.values = ()  # piecewise: factor of lr from each boundary on
-    # Of the discriminator, whose schedule counts from gan.start_step; None: the same as above.
+    # plateau: the rate falls where this does not improve: loss (the network's own) | train_psnr | val_psnr | val_ssim
+    config.optim.plateau_metric = 'val_psnr'
+    config.optim.plateau_every = 'evaluation'  # step | evaluation: when it is looked at; then the mean of the steps
+    config.optim.plateau_patience = 10  # plateau: so many looks without improvement are put up with
+    config.optim.plateau_threshold = 1e-4  # plateau: an improvement is by more than this share of the best value
+    # Of the discriminator, whose schedule counts generator updates since gan.start_step; None: the same as above.
     config.optim.discriminator = ConfigDict()
     config.optim.discriminator.name = optional(str)  # adam | adamw
     config.optim.discriminator.lr = optional(float)  # learning rate
@@ -180,7 +219,10 @@ def _add_optim(config: ConfigDict) -> None:
     config.optim.discriminator.b2 = optional(float)  # decay rate of the second moment
     config.optim.discriminator.weight_decay = optional(float)  # adamw's λ
     config.optim.discriminator.clip_norm = optional(float)  # largest global norm of the gradients
-    config.optim.discriminator.schedule = optional(str)  # its keys (warmup_steps, …) are the same as above
+    config.optim.discriminator.schedule = optional(str)  # keys of it that are not below are the same as above
+    config.optim.discriminator.decay_factor = optional(float)  # of what its schedule takes the rate times
+    config.optim.discriminator.plateau_metric = optional(str)  # what its plateau is one of
+    config.optim.discriminator.plateau_patience = optional(int)  # looks without improvement
 
 
 def get_config() -> ConfigDict:
@@ -214,6 +256,10 @@ def get_config() -> ConfigDict:
     config.gan.mode = 'vanilla'  # vanilla | lsgan | hinge | wgan_gp
     config.gan.weight = 1.0  # of the adversarial loss; 0 trains the generator alone, without a discriminator
     config.gan.start_step = 0  # the generator alone before
+    config.gan.pretrain_steps = 0  # updates of the discriminator alone, just before its first step with the generator
+    config.gan.d_steps = 1  # updates of the discriminator for each of the generator, each on a batch of its own
+    # λ of feature matching: D's layers should see the same in output and target; pix2pixHD's is 10, in any value_range.
+    config.gan.feature_weight = 0.0
     config.gan.label_smoothing = 0.0  # vanilla and lsgan: D's target on real images is 1 less this
     # Penalties on D's gradient by the image; they are meant for a D without batch norm, which mixes images.
     config.gan.r1_weight = 0.0  # γ of R1, in any mode; 0: none
@@ -228,6 +274,8 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 1  # over all devices
     config.train.steps = optional(int, 100_000)  # generator updates in all
     config.train.epochs = optional(int)  # or passes over the training split
+    config.train.accumulate = 1  # parts that each device works on one after the other; for less memory
+    config.train.patience = optional(int)  # evaluations in a row without a better PSNR that end the training; None: all
 
     config.log = ConfigDict()
     config.log.every_steps = optional(int, 100)  # progress line and scalars, which are means since the last

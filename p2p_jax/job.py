@@ -4,13 +4,12 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from flax import linen as nn
 
 from p2p_jax.data.degrade import DEGRADATIONS, Degradation, chain, cut_blur
@@ -19,7 +18,7 @@ from p2p_jax.losses import GAN_LOSSES, LEAST_SIZES, PIXEL_LOSSES, GanLoss, Pixel
 from p2p_jax.metrics import SSIM_WINDOW
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.models.layers import NORMS, Style
-from p2p_jax.optim import OptimOptions, build_optimizer, build_schedule, find_problems
+from p2p_jax.optim import Optimizer, OptimOptions, build_optimizer, find_problems
 from p2p_jax.state import TrainState, create_state
 
 AXIS = 'batch'  # the name of the axis over which the steps are mapped
@@ -33,21 +32,25 @@ class Adversary:
 
     Attributes:
       network: D(condition, image).
-      optimizer: its optimiser.
-      schedule: its learning rate, for the log.
+      optimizer: its optimiser, whose schedule counts generator updates since `start_step`.
       loss: the pair of losses.
       weight: of the generator's adversarial loss.
       start_step: the step from which D runs.
+      pretrain_steps: updates of D alone before its first step with G.
+      d_steps: updates of D for each of G from then on, each on a batch of its own.
+      feature_weight: λ of feature matching; 0: none.
       r1_weight: γ of the R1 penalty; 0: none.
       gp_weight: λ of WGAN-GP's penalty; 0: none.
     """
 
     network: nn.Module
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    optimizer: Optimizer
     loss: GanLoss
     weight: float
     start_step: int
+    pretrain_steps: int
+    d_steps: int
+    feature_weight: float
     r1_weight: float
     gp_weight: float
 
@@ -64,24 +67,47 @@ class Job:
     Attributes:
       generator: G(condition).
       optimizer: its optimiser.
-      schedule: its learning rate, for the log.
       adversary: None where the generator trains alone.
       pixel_losses: name to (loss, weight).
       degradation: makes the condition from a clean image, or None.
       cut_blur: probability of exchanging a rectangle of condition and target in the condition, in training.
       value_range: lowest and highest value of the images inside the networks.
       ema_decay: 0 keeps no averages.
+      accumulate: parts that a device's share of a batch is worked on in, one after the other.
     """
 
     generator: nn.Module
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    optimizer: Optimizer
     adversary: Adversary | None
     pixel_losses: dict[str, tuple[PixelLoss, float]]
     degradation: Degradation | None
     cut_blur: float
     value_range: tuple[float, float]
     ema_decay: float
+    accumulate: int
+
+    @property
+    def watches_psnr(self) -> bool:
+        """Whether a learning rate waits for the PSNR on the training batches."""
+        optimizers = [self.optimizer, *([self.adversary.optimizer] if self.adversary else [])]
+        return 'train_psnr' in [optimizer.metric for optimizer in optimizers]
+
+    def phases(self, first: int, last: int) -> Iterator[tuple[int, str]]:
+        """Yields, for each batch, the step that it belongs to and what is trained on it: see `steps.train_step`.
+
+        Args:
+          first: steps that are done.
+          last: steps in all. A state is saved between two of them only, so that nothing else says where it stands.
+        """
+        for step in range(first + 1, last + 1):
+            if not self.adversary or step <= self.adversary.start_step:
+                yield step, 'generator'
+                continue
+            alone = self.adversary.d_steps - 1
+            if step == self.adversary.start_step + 1:
+                alone += self.adversary.pretrain_steps
+            yield from itertools.repeat((step, 'discriminator'), alone)
+            yield step, 'both'
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -89,7 +115,9 @@ class Job:
         adversarial: tuple[str, ...] = ()
         if self.adversary:
             penalty = ('loss/d_penalty',) if self.adversary.penalised else ()
-            adversarial = ('loss/d_real', 'loss/d_generated', *penalty, 'grad_norm/discriminator', 'loss/gan')
+            matching = ('loss/feature_matching',) if self.adversary.feature_weight else ()
+            of_d = ('loss/d_real', 'loss/d_generated', *penalty, 'grad_norm/discriminator')
+            adversarial = (*of_d, 'loss/gan', *matching)
         pixel = tuple(f'loss/{name}' for name in self.pixel_losses)
         return (*adversarial, *pixel, 'grad_norm/generator')
 
@@ -203,12 +231,22 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'degrade.jpeg.quality': (_bounds(1, 100), 'two numbers from 1 to 100, the lower first'),
     'degrade.camera.quality': (_bounds(1, 100), 'two numbers from 1 to 100, the lower first'),
     'generator.unet.init_std': (lambda v: v >= 0, 'at least 0'),
-    'discriminator.patchgan.strided': (lambda v: v >= 0, 'at least 0'),
-    'discriminator.patchgan.unstrided': (lambda v: v >= 0, 'at least 0'),
-    'discriminator.patchgan.width': (lambda v: v >= 1, 'at least 1'),
-    'discriminator.patchgan.init_std': (lambda v: v >= 0, 'at least 0'),
+    **{
+        f'discriminator.{network}.{name}': (test, expected)
+        for network in ('patchgan', 'multiscale')
+        for name, test, expected in (
+            ('strided', lambda v: v >= 0, 'at least 0'),
+            ('unstrided', lambda v: v >= 0, 'at least 0'),
+            ('width', lambda v: v >= 1, 'at least 1'),
+            ('init_std', lambda v: v >= 0, 'at least 0'),
+        )
+    },
+    'discriminator.multiscale.scales': (lambda v: v >= 1, 'at least 1'),
     'gan.weight': (lambda v: v >= 0, 'at least 0'),
     'gan.start_step': (lambda v: v >= 0, 'at least 0'),
+    'gan.pretrain_steps': (lambda v: v >= 0, 'at least 0'),
+    'gan.d_steps': (lambda v: v >= 1, 'at least 1'),
+    'gan.feature_weight': (lambda v: v >= 0, 'at least 0'),
     'gan.label_smoothing': (_shares, 'in [0, 1)'),
     'gan.r1_weight': (lambda v: v >= 0, 'at least 0'),
     'gan.gp_weight': (lambda v: v > 0, 'more than 0'),
@@ -227,11 +265,21 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'optim.final_lr': (lambda v: v >= 0, 'at least 0'),
     'optim.decay_start': (_shares, 'in [0, 1)'),
     'optim.decay_every': (lambda v: v >= 1, 'at least 1'),
-    'optim.decay_factor': (lambda v: 0 < v <= 1, 'in (0, 1]'),
+    **{
+        f'optim.{section}{name}': (test, expected)
+        for section in ('', 'discriminator.')
+        for name, test, expected in (
+            ('decay_factor', lambda v: 0 < v <= 1, 'in (0, 1]'),
+            ('plateau_patience', lambda v: v >= 0, 'at least 0'),
+        )
+    },
+    'optim.plateau_threshold': (_shares, 'in [0, 1)'),
     'optim.boundaries': (_boundaries, 'rising numbers, either all shares of the steps in (0, 1) or all whole steps'),
     'optim.values': (lambda v: all(factor >= 0 for factor in v), 'factors of at least 0'),
     'ema.decay': (_shares, 'in [0, 1)'),
     'train.batch_size': (lambda v: v >= 1, 'at least 1'),
+    'train.accumulate': (lambda v: v >= 1, 'at least 1'),
+    'train.patience': (lambda v: v >= 1, 'at least 1, or None'),
     'eval.batch_size': (lambda v: v >= 1, 'at least 1'),
     'eval.crop_size': (lambda v: v >= SSIM_WINDOW, f'at least {SSIM_WINDOW} (for SSIM), or None'),
     'eval.names': (lambda v: len(v) == 2, 'two names, of the input and the output'),
@@ -240,9 +288,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 # Keys that may be None; of each pair of lengths, one is.
 _OPTIONAL = {'init_from', 'data.dir', 'data.tile_size', 'data.resize', 'data.threads', 'eval.crop_size'}
-_OWN_OPTIM = ('name', 'lr', 'b1', 'b2', 'weight_decay', 'clip_norm', 'schedule')
+_OWN_OPTIM = {'name', 'lr', 'b1', 'b2', 'weight_decay', 'clip_norm', 'schedule'}
+_OWN_OPTIM |= {'decay_factor', 'plateau_metric', 'plateau_patience'}
 _OPTIONAL |= {'optim.decay_every', *(f'optim.discriminator.{key}' for key in _OWN_OPTIM)}
-_OPTIONAL |= {'train.steps', 'train.epochs', 'generator.nafnet.local_size'}
+_OPTIONAL |= {'train.steps', 'train.epochs', 'train.patience', 'generator.nafnet.local_size'}
 _OPTIONAL |= {f'{section}.every_{unit}' for section in ('log', 'eval', 'checkpoint') for unit in ('steps', 'epochs')}
 
 
@@ -340,29 +389,31 @@ def _build_network(
     return network(style=style, **options, **more)
 
 
-def _build_optimizer(
-    config: ml_collections.ConfigDict, key: str, steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    options = _optim_options(config)[key]
-    schedule = build_schedule(options, steps, key)
-    return build_optimizer(options, schedule, key), schedule
-
-
 def _build_adversary(config: ml_collections.ConfigDict, steps: int) -> Adversary | None:
     if not config.gan.weight:
         return None
     network = _build_network(config, 'discriminator', DISCRIMINATORS)
-    loss = pick(GAN_LOSSES, config.gan.mode, 'gan.mode')(config.gan.label_smoothing)
+    gan = config.gan
+    loss = pick(GAN_LOSSES, gan.mode, 'gan.mode')(gan.label_smoothing)
     last = config.discriminator[config.discriminator.name].last_activation
     if loss.on_logits and last != 'none':
         raise UserError(
-            f'gan.mode={config.gan.mode!r} works on logits: with discriminator.{config.discriminator.name}.'
+            f'gan.mode={gan.mode!r} works on logits: with discriminator.{config.discriminator.name}.'
             f'last_activation={last!r} they would be bounded. Set that to none, or take gan.mode=lsgan.'
         )
-    gan = config.gan
-    optimizer, schedule = _build_optimizer(config, 'optim.discriminator', max(steps - gan.start_step, 1))
-    gp_weight = gan.gp_weight if loss.gradient_penalty else 0.0
-    return Adversary(network, optimizer, schedule, loss, gan.weight, gan.start_step, gan.r1_weight, gp_weight)
+    key = 'optim.discriminator'
+    return Adversary(
+        network=network,
+        optimizer=build_optimizer(_optim_options(config)[key], max(steps - gan.start_step, 1), key),
+        loss=loss,
+        weight=gan.weight,
+        start_step=gan.start_step,
+        pretrain_steps=gan.pretrain_steps,
+        d_steps=gan.d_steps,
+        feature_weight=gan.feature_weight,
+        r1_weight=gan.r1_weight,
+        gp_weight=gan.gp_weight if loss.gradient_penalty else 0.0,
+    )
 
 
 def _build_degradation(section: ml_collections.ConfigDict) -> Degradation | None:
@@ -394,12 +445,10 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
       UserError: an unknown name, or options that contradict each other.
     """
     check(config)
-    optimizer, schedule = _build_optimizer(config, 'optim', steps)
     value_range = tuple(config.value_range)
     return Job(
         generator=_build_network(config, 'generator', GENERATORS, out_channels=config.data.channels),
-        optimizer=optimizer,
-        schedule=schedule,
+        optimizer=build_optimizer(_optim_options(config)['optim'], steps),
         adversary=_build_adversary(config, steps),
         pixel_losses={
             name: (pick(PIXEL_LOSSES, name, 'loss')(value_range), term.weight)
@@ -410,4 +459,5 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
         cut_blur=config.data.cut_blur,
         value_range=value_range,
         ema_decay=config.ema.decay,
+        accumulate=config.train.accumulate,
     )

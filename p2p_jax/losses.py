@@ -1,8 +1,9 @@
 """Losses: one value per example; the step takes the mean."""
 
 import functools
+import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ from p2p_jax.metrics import SSIM_WINDOW
 
 PixelLoss = Callable[[jax.Array, jax.Array], jax.Array]
 ValueRange = tuple[float, float]
+PyTree = Any
 
 
 class GanLoss(NamedTuple):
-    """The three terms of an adversarial loss; each maps the discriminator's output (n, …) to (n,).
+    """The three terms of an adversarial loss; each maps the scores (n, …) of one scale to (n,).
 
     Attributes:
       real: what the discriminator pays on real images.
@@ -37,6 +39,26 @@ class GanLoss(NamedTuple):
 def mean_per_example(values: jax.Array) -> jax.Array:
     """Means over all axes but the first: (n, …) to (n,)."""
     return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+
+
+def over_scales(term: Callable[[jax.Array], jax.Array], scores: PyTree) -> jax.Array:
+    """Sums a term over a discriminator's scales (Wang et al. 2018, equation 2): arrays (n, …) to (n,)."""
+    return functools.reduce(operator.add, map(term, jax.tree.leaves(scores)))
+
+
+def feature_matching(generated: PyTree, real: PyTree, scales: int) -> jax.Array:
+    """Mean absolute difference of what a discriminator's layers give (Wang et al. 2018, equation 3), (n,).
+
+    Summed over the layers, and the mean over the scales, as in pix2pixHD's code, which weighs it with λ = 10. It does
+    not depend on the value range by itself, but on what D makes of it.
+
+    Args:
+      generated: arrays (n, …), of all layers of all scales.
+      real: likewise.
+      scales: how many there are.
+    """
+    pairs = zip(jax.tree.leaves(generated), jax.tree.leaves(real), strict=True)
+    return functools.reduce(operator.add, [l1(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in pairs]) / scales
 
 
 def _cross_entropy(label: float) -> Callable[[jax.Array], jax.Array]:

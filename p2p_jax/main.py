@@ -11,7 +11,7 @@ verbs:
   export     writes a checkpoint's generator to one file
 
 flags of train:
-  --config=FILE           for example configs/sample.py, which needs no download
+  --config=FILE[:PRESET]  for example configs/sample.py, which needs no download; configs/sidd.py:nafnet
   --config.KEY=VALUE      overrides a key of configs/default.py, for example --config.optim.lr=1e-4
   --workdir=DIR           of checkpoints, logs, pictures; default runs/<name of the config file>
 
@@ -168,7 +168,10 @@ def _check_config_flags(argv: list[str]) -> None:
         raise UserError(f'--config={file}: it has no function get_config(); see configs/sample.py')
     if preset and not inspect.signature(get_config).parameters:
         raise UserError(f'--config={named[-1]}: {file} has no presets; leave out :{preset}')
-    keys = _known_keys(get_config(*([preset] if preset else [])))
+    try:
+        keys = _known_keys(get_config(*([preset] if preset else [])))
+    except ValueError as error:
+        raise UserError(f'--config={named[-1]}: {error}') from None
     for argument in argv:
         key = argument.removeprefix('--config.').partition('=')[0]
         if argument.startswith('--config.') and key not in keys:

@@ -1,9 +1,10 @@
-"""Learning-rate schedules and optimisers."""
+"""Learning rates and optimisers."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class OptimOptions:
-    """The keys of the section `optim`, for one network; the defaults of the last seven change nothing.
+    """The keys of the section `optim`, for one network; a default from `final_lr` on belongs to other schedules.
 
     Attributes:
       lr: learning rate at the start, after the warm-up.
@@ -27,12 +28,16 @@ class OptimOptions:
       clip_norm: largest global norm of the gradients; 0: any.
       schedule: key of SCHEDULES.
       warmup_steps: steps in which the rate rises to the schedule's.
-      final_lr: learning rate at the last step.
+      final_lr: learning rate at the last step; plateau: the lowest.
       decay_start: share of the steps before the decay.
       decay_every: steps that multiply the rate by `decay_factor` once.
-      decay_factor: see there.
+      decay_factor: see there; plateau: what one plateau multiplies the rate by.
       boundaries: where the rate changes; shares of the steps where all are below 1, otherwise steps.
       values: factors of `lr`, each from its boundary on.
+      plateau_metric: key of PLATEAU_METRICS, what the plateau is one of.
+      plateau_every: key of PLATEAU_TIMES, when it is looked at.
+      plateau_patience: how many looks without improvement are put up with.
+      plateau_threshold: share of the best value by which it must improve.
     """
 
     lr: float
@@ -49,6 +54,10 @@ class OptimOptions:
     decay_factor: float = 0.1
     boundaries: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
+    plateau_metric: str = 'val_psnr'
+    plateau_every: str = 'evaluation'
+    plateau_patience: int = 10
+    plateau_threshold: float = 1e-4
 
 
 def _constant(options: OptimOptions, steps: int) -> optax.Schedule:
@@ -87,7 +96,8 @@ class ScheduleRow(NamedTuple):
     """A schedule.
 
     Attributes:
-      build: maps (options, number of steps) to the learning rate as a function of the step, without warm-up.
+      build: maps (options, number of steps) to the learning rate as a function of the step, without warm-up and
+        plateaus.
       uses: the options that it uses besides `lr` and `warmup_steps`.
     """
 
@@ -102,7 +112,27 @@ SCHEDULES: dict[str, ScheduleRow] = {
     'piecewise': ScheduleRow(_piecewise, ('boundaries', 'values')),
     'step': ScheduleRow(_decay(staircase=True), ('decay_every', 'decay_factor')),
     'exponential': ScheduleRow(_decay(staircase=False), ('decay_every', 'decay_factor')),
+    'plateau': ScheduleRow(
+        _constant,
+        ('final_lr', 'decay_factor', 'plateau_metric', 'plateau_every', 'plateau_patience', 'plateau_threshold'),
+    ),
 }
+
+
+class PlateauMetric(NamedTuple):
+    """What a plateau may be one of: whether more is better, and whether each training step gives a value."""
+
+    rises: bool
+    of_steps: bool
+
+
+PLATEAU_METRICS = {
+    'loss': PlateauMetric(rises=False, of_steps=True),  # the network's own
+    'train_psnr': PlateauMetric(rises=True, of_steps=True),
+    'val_psnr': PlateauMetric(rises=True, of_steps=False),
+    'val_ssim': PlateauMetric(rises=True, of_steps=False),
+}
+PLATEAU_TIMES = {'step': True, 'evaluation': False}
 # Whether the weights decay, for each.
 OPTIMIZERS = {'adam': False, 'adamw': True}
 
@@ -120,6 +150,17 @@ def _schedule_problems(options: OptimOptions, key: str) -> list[str]:
             f'optim.boundaries={tuple(options.boundaries)} and optim.values={tuple(options.values)}: '
             f'{key}.schedule=piecewise needs a value for each boundary, and at least one'
         )
+    if 'plateau_metric' in uses:
+        if options.final_lr <= 0:
+            problems.append(
+                f'optim.final_lr={options.final_lr}: {key}.schedule=plateau needs a lowest rate above 0, for losses '
+                'that stay where they are, as those of a GAN do, take the rate down to it'
+            )
+        metric = PLATEAU_METRICS.get(options.plateau_metric)
+        if metric and not metric.of_steps and options.plateau_every == 'step':
+            problems.append(
+                f'optim.plateau_every=step: {key}.plateau_metric={options.plateau_metric} is known at evaluations only'
+            )
     return problems
 
 
@@ -149,9 +190,16 @@ def find_problems(networks: dict[str, OptimOptions]) -> list[str]:
             given = (tuple(value) if isinstance(value, list) else value) != field.default
             if owners and given and field.name not in used:
                 problems.append(
-                    f'optim.{field.name}={value}: of use to {" and ".join(owners)} only, not to optim.schedule='
+                    f'optim.{field.name}={value}: of use to {", ".join(owners)} only, not to optim.schedule='
                     f'{shared.schedule}; expected {field.default}'
                 )
+            for key, options in networks.items():
+                own = getattr(options, field.name)
+                if owners and own != value and field.name not in SCHEDULES[options.schedule].uses:
+                    problems.append(
+                        f'{key}.{field.name}={own}: of use to {", ".join(owners)} only, not to {key}.schedule='
+                        f'{options.schedule}; expected None'
+                    )
     return list(dict.fromkeys(problems))
 
 
@@ -175,39 +223,127 @@ def build_schedule(options: OptimOptions, steps: int, key: str = 'optim') -> opt
     return lambda step: schedule(step) * jnp.minimum((step + 1) / (options.warmup_steps + 1), 1.0)
 
 
-def build_optimizer(
-    options: OptimOptions, schedule: optax.Schedule, key: str = 'optim'
-) -> optax.GradientTransformation:
-    """Returns Adam (Kingma and Ba 2015), or AdamW (Loshchilov and Hutter 2019, algorithm 2, scaled as PyTorch's).
+def _moments_and_decay(options: OptimOptions) -> optax.GradientTransformation:
+    """Returns Adam (Kingma and Ba 2015), or AdamW (Loshchilov and Hutter 2019, algorithm 2), without the rate.
 
-    AdamW's update subtracts rate · weight_decay · parameter, for all parameters, besides Adam's. Gradients whose
-    global norm is above `clip_norm` are first scaled down to it (Pascanu et al. 2013, algorithm 1). The state is that
-    of `optax.adam` whatever the options are, so that a training can go on with others.
+    AdamW's update adds weight_decay · parameter, for all parameters, to Adam's; the rate, which multiplies both, is
+    PyTorch's scaling. Gradients whose global norm is above `clip_norm` are first scaled down to it (Pascanu et al.
+    2013, algorithm 1). The state is Adam's whatever the options are, so that a training can go on with others.
+    """
+    moments = optax.scale_by_adam(b1=options.b1, b2=options.b2)
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        if options.clip_norm:
+            # 1 where the norm is smaller, 0 included.
+            factor = options.clip_norm / jnp.maximum(optax.global_norm(grads), options.clip_norm)
+            grads = jax.tree.map(lambda g: factor * g, grads)
+        updates, state = moments.update(grads, state, params)
+        if options.weight_decay:
+            updates = jax.tree.map(lambda u, p: u + options.weight_decay * p, updates, params)
+        return updates, state
+
+    return optax.GradientTransformation(moments.init, update)
+
+
+class Plateau(flax.struct.PyTreeNode):
+    """What a rate that falls at plateaus remembers; of other schedules it stays as it was.
+
+    Attributes:
+      scale: of the rate.
+      looks: how many there were.
+      best: value of them.
+      stalled: looks since then without a better one.
+      total: of the values since the last evaluation.
+      count: of them.
+    """
+
+    scale: jax.Array
+    looks: jax.Array
+    best: jax.Array
+    stalled: jax.Array
+    total: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def fresh(cls) -> 'Plateau':
+        """Returns the memory at the start; every leaf its own, for a donated buffer must not be in a state twice."""
+        return cls(jnp.float32(1), jnp.int32(0), jnp.float32(0), jnp.int32(0), jnp.float32(0), jnp.int32(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What updates one network.
+
+    Attributes:
+      options: that `find_problems` finds nothing in.
+      transformation: of gradients to what is subtracted, rate by rate, from the parameters.
+      schedule: the rate as a function of the step alone.
+    """
+
+    options: OptimOptions
+    transformation: optax.GradientTransformation
+    schedule: optax.Schedule
+
+    @property
+    def metric(self) -> str | None:
+        """What its rate waits for, or None."""
+        return self.options.plateau_metric if self.options.schedule == 'plateau' else None
+
+    def rate(self, step: jax.Array, plateau: Plateau) -> jax.Array:
+        """Returns the learning rate of the update at a step."""
+        return jnp.asarray(self.schedule(step) * plateau.scale)
+
+    def _look(self, plateau: Plateau, value: jax.Array) -> Plateau:
+        """PyTorch's ReduceLROnPlateau with a relative threshold, which is here of the value's size, not its sign."""
+        options = self.options
+        sign = 1 if PLATEAU_METRICS[options.plateau_metric].rises else -1
+        least = sign * plateau.best + options.plateau_threshold * jnp.abs(plateau.best)
+        better = (plateau.looks == 0) | (sign * value > least)
+        stalled = jnp.where(better, 0, plateau.stalled + 1)
+        falls = stalled > options.plateau_patience
+        lower = jnp.maximum(plateau.scale * options.decay_factor, min(options.final_lr / options.lr, 1.0))
+        return plateau.replace(
+            scale=jnp.where(falls, lower, plateau.scale),
+            looks=plateau.looks + 1,
+            best=jnp.where(better, value, plateau.best),
+            stalled=jnp.where(falls, 0, stalled),
+        )
+
+    def after_step(self, plateau: Plateau, values: dict[str, jax.Array]) -> Plateau:
+        """Takes the step's value in: 'loss' is the network's own, 'train_psnr' in dB, both means over the batch."""
+        if self.metric is None or not PLATEAU_METRICS[self.metric].of_steps:
+            return plateau
+        value = values[self.metric]
+        if PLATEAU_TIMES[self.options.plateau_every]:
+            return self._look(plateau, value)
+        return plateau.replace(total=plateau.total + value, count=plateau.count + 1)
+
+    def after_evaluation(self, plateau: Plateau, values: dict[str, float]) -> Plateau:
+        """Takes an evaluation in: 'val_psnr' in dB and 'val_ssim', or the mean of the steps since the one before."""
+        if self.metric is None or PLATEAU_TIMES[self.options.plateau_every]:
+            return plateau
+        if not PLATEAU_METRICS[self.metric].of_steps:
+            return self._look(plateau, jnp.float32(values[self.metric]))
+        looked = self._look(plateau, plateau.total / jnp.maximum(plateau.count, 1))
+        # Without a step in between there is nothing to look at: a discriminator that has not begun.
+        looked = jax.tree.map(lambda after, before: jnp.where(plateau.count > 0, after, before), looked, plateau)
+        return looked.replace(total=jnp.zeros_like(plateau.total), count=jnp.zeros_like(plateau.count))
+
+
+def build_optimizer(options: OptimOptions, steps: int, key: str = 'optim') -> Optimizer:
+    """Returns what updates one network.
 
     Args:
       options: that `find_problems` finds nothing in.
-      schedule: the learning rate.
+      steps: length of the training, for the schedule.
       key: of the section, for messages.
 
     Raises:
       UserError: an unknown name.
     """
     pick(OPTIMIZERS, options.name, f'{key}.name')
-    moments = optax.scale_by_adam(b1=options.b1, b2=options.b2)
-    descent = optax.scale_by_learning_rate(schedule)
-
-    def init(params: PyTree) -> tuple[PyTree, PyTree]:
-        return moments.init(params), descent.init(params)
-
-    def update(grads: PyTree, state: tuple[PyTree, PyTree], params: PyTree = None) -> tuple[PyTree, PyTree]:
-        if options.clip_norm:
-            # 1 where the norm is smaller, 0 included.
-            factor = options.clip_norm / jnp.maximum(optax.global_norm(grads), options.clip_norm)
-            grads = jax.tree.map(lambda g: factor * g, grads)
-        updates, first = moments.update(grads, state[0], params)
-        if options.weight_decay:
-            updates = jax.tree.map(lambda u, p: u + options.weight_decay * p, updates, params)
-        updates, second = descent.update(updates, state[1], params)
-        return updates, (first, second)
-
-    return optax.GradientTransformation(init, update)
+    schedule = build_schedule(options, steps, key)
+    if options.schedule == 'plateau':
+        pick(PLATEAU_METRICS, options.plateau_metric, f'{key}.plateau_metric')
+        pick(PLATEAU_TIMES, options.plateau_every, 'optim.plateau_every')
+    return Optimizer(options, _moments_and_decay(options), schedule)

@@ -5,18 +5,20 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
+
+from p2p_jax.optim import Optimizer, Plateau
 
 PyTree = Any
 
 
 class NetworkState(flax.struct.PyTreeNode):
-    """One network in training: parameters, batch statistics ({} without), optimiser state."""
+    """One network in training: parameters, batch statistics ({} without), optimiser state, memory of plateaus."""
 
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    plateau: Plateau
 
     @property
     def variables(self) -> dict[str, PyTree]:
@@ -42,6 +44,8 @@ class TrainState(flax.struct.PyTreeNode):
       discriminator: None where the generator trains alone.
       ema: moving averages of the generator's params and batch_stats, or None.
       fault: the first non-finite loss or gradient.
+      best_psnr: of the validations so far, dB; 0 before the first.
+      stalled: validations since then without a better one.
     """
 
     step: jax.Array
@@ -51,6 +55,8 @@ class TrainState(flax.struct.PyTreeNode):
     discriminator: NetworkState | None
     ema: dict[str, PyTree] | None
     fault: Fault
+    best_psnr: jax.Array
+    stalled: jax.Array
 
     @property
     def evaluated(self) -> dict[str, PyTree]:
@@ -58,19 +64,18 @@ class TrainState(flax.struct.PyTreeNode):
         return self.generator.variables if self.ema is None else self.ema
 
 
-def _init(
-    network: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, *images: jax.Array
-) -> NetworkState:
+def _init(network: nn.Module, optimizer: Optimizer, key: jax.Array, *images: jax.Array) -> NetworkState:
     variables = network.init({'params': key}, *images, train=False)
     params = variables['params']
-    return NetworkState(params, variables.get('batch_stats', {}), optimizer.init(params))
+    opt_state = optimizer.transformation.init(params)
+    return NetworkState(params, variables.get('batch_stats', {}), opt_state, Plateau.fresh())
 
 
 def create_state(
     seed: int,
     size: tuple[int, int, int],
-    generator: tuple[nn.Module, optax.GradientTransformation],
-    discriminator: tuple[nn.Module, optax.GradientTransformation] | None,
+    generator: tuple[nn.Module, Optimizer],
+    discriminator: tuple[nn.Module, Optimizer] | None,
     with_ema: bool,
 ) -> TrainState:
     """Returns the state at step 0; a pure function, so `jax.eval_shape` gives its shapes.
@@ -89,4 +94,4 @@ def create_state(
     # jnp.copy, for a donated buffer must not be in the state twice.
     ema = jax.tree.map(jnp.copy, g.variables) if with_ema else None
     fault = Fault(jnp.int32(-1), jnp.int32(-1))
-    return TrainState(jnp.int32(0), jnp.int32(0), key, g, d, ema, fault)
+    return TrainState(jnp.int32(0), jnp.int32(0), key, g, d, ema, fault, jnp.float32(0), jnp.int32(0))

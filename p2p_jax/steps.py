@@ -1,6 +1,7 @@
 """The train step and the evaluation step: pure functions of state and batch, the same for every job."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,28 @@ from jax.flatten_util import ravel_pytree
 
 from p2p_jax import metrics
 from p2p_jax.job import AXIS, Adversary, Job
-from p2p_jax.losses import mean_per_example
+from p2p_jax.losses import feature_matching, mean_per_example, over_scales
+from p2p_jax.optim import Optimizer
 from p2p_jax.state import Fault, NetworkState, TrainState
 
 Metrics = dict[str, jax.Array]
 PyTree = Any
+
+
+class Part(NamedTuple):
+    """What one pass works on: the examples of a device, or, where gradients are accumulated, some of them.
+
+    Attributes:
+      condition: (n, h, w, c) in the value range.
+      target: likewise.
+      blend: (n,), each real image's share in the blends that WGAN-GP's penalty looks at.
+      key: of the dropout.
+    """
+
+    condition: jax.Array
+    target: jax.Array
+    blend: jax.Array
+    key: jax.Array
 
 
 def mean_over_devices(tree: PyTree) -> PyTree:
@@ -25,10 +43,11 @@ def mean_over_devices(tree: PyTree) -> PyTree:
 
 
 def _update(
-    network: NetworkState, optimizer: optax.GradientTransformation, grads: PyTree, batch_stats: PyTree
+    network: NetworkState, optimizer: Optimizer, grads: PyTree, batch_stats: PyTree, rate: jax.Array
 ) -> NetworkState:
-    updates, opt_state = optimizer.update(grads, network.opt_state, network.params)
-    return NetworkState(optax.apply_updates(network.params, updates), batch_stats, opt_state)
+    updates, opt_state = optimizer.transformation.update(grads, network.opt_state, network.params)
+    params = optax.apply_updates(network.params, jax.tree.map(lambda u: -rate * u, updates))
+    return network.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
 
 
 def _squared_slope(adversary: Adversary, variables: PyTree, condition: jax.Array, image: jax.Array) -> jax.Array:
@@ -39,7 +58,7 @@ def _squared_slope(adversary: Adversary, variables: PyTree, condition: jax.Array
 
     def score(x: jax.Array) -> jax.Array:
         scores, _ = adversary.network.apply(variables, condition, x, train=True, mutable=['batch_stats'])
-        return jnp.sum(mean_per_example(scores))
+        return jnp.sum(over_scales(mean_per_example, scores))
 
     slope = jax.grad(score)(image)
     return jnp.sum(jnp.square(slope), axis=tuple(range(1, slope.ndim)))
@@ -70,27 +89,21 @@ def _penalty(
     return total
 
 
-def _update_discriminator(
-    adversary: Adversary,
-    d: NetworkState,
-    condition: jax.Array,
-    real: jax.Array,
-    generated: jax.Array,
-    blend: jax.Array,
-) -> tuple[NetworkState, Metrics]:
-    """One update of D: the real pass, then the generated one, their statistics chained.
+def _discriminator_pass(
+    adversary: Adversary, params: PyTree, batch_stats: PyTree, part: Part, generated: jax.Array
+) -> tuple[PyTree, tuple[PyTree, Metrics]]:
+    """D's new statistics, gradients and metrics: the real pass, then the generated one, their statistics chained.
 
-    The spectral norm's power iteration moves on in the real pass only. `blend` (n,) is each real image's share in the
-    blends that WGAN-GP's penalty looks at.
+    The spectral norm's power iteration moves on in the real pass only.
     """
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
         """D's loss, with its new statistics and what is logged."""
 
-        def judge(image: jax.Array, batch_stats: PyTree, update_spectral: bool) -> tuple[jax.Array, PyTree]:
+        def judge(image: jax.Array, batch_stats: PyTree, update_spectral: bool) -> tuple[PyTree, PyTree]:
             scores, changed = adversary.network.apply(
                 {'params': params, 'batch_stats': batch_stats},
-                condition,
+                part.condition,
                 image,
                 train=True,
                 update_spectral=update_spectral,
@@ -98,46 +111,107 @@ def _update_discriminator(
             )
             return scores, changed.get('batch_stats', {})
 
-        on_real, batch_stats = judge(real, d.batch_stats, update_spectral=True)
-        on_generated, batch_stats = judge(generated, batch_stats, update_spectral=False)
-        real_loss, generated_loss = (
-            jnp.mean(adversary.loss.real(on_real)),
-            jnp.mean(adversary.loss.generated(on_generated)),
-        )
+        on_real, batch_stats_between = judge(part.target, batch_stats, update_spectral=True)
+        on_generated, after = judge(generated, batch_stats_between, update_spectral=False)
         logged = {
-            'loss/d_real': real_loss,
-            'loss/d_generated': generated_loss,
-            'd/real': jnp.mean(on_real),
-            'd/generated': jnp.mean(on_generated),
+            'loss/d_real': jnp.mean(over_scales(adversary.loss.real, on_real)),
+            'loss/d_generated': jnp.mean(over_scales(adversary.loss.generated, on_generated)),
         }
-        total = real_loss + generated_loss
+        total = logged['loss/d_real'] + logged['loss/d_generated']
         if adversary.penalised:
-            variables = {'params': params, 'batch_stats': batch_stats}
-            logged['loss/d_penalty'] = _penalty(adversary, variables, condition, real, generated, blend)
+            variables = {'params': params, 'batch_stats': after}
+            logged['loss/d_penalty'] = _penalty(
+                adversary, variables, part.condition, part.target, generated, part.blend
+            )
             total += logged['loss/d_penalty']
+        for name, scores in (('real', on_real), ('generated', on_generated)):
+            logged[f'd/{name}'] = jnp.mean(jnp.stack([jnp.mean(scale) for scale in jax.tree.leaves(scores)]))
         # Halved, as the reference, which slows D down relative to G; the penalties too, for their share to stay.
-        return 0.5 * total, (batch_stats, logged)
+        logged['d/loss'] = 0.5 * total
+        return logged['d/loss'], (after, logged)
 
-    grads, (batch_stats, logged) = jax.grad(loss_fn, has_aux=True)(d.params)
-    grads, batch_stats, logged = mean_over_devices((grads, batch_stats, logged))
-    logged['grad_norm/discriminator'] = optax.global_norm(grads)
-    return _update(d, adversary.optimizer, grads, batch_stats), logged
+    grads, (after, logged) = jax.grad(loss_fn, has_aux=True)(params)
+    return after, (grads, logged)
 
 
-def _generator_loss(
-    job: Job, d: NetworkState | None, condition: jax.Array, generated: jax.Array, target: jax.Array
-) -> tuple[jax.Array, Metrics]:
+def _generator_loss(job: Job, d: NetworkState | None, part: Part, generated: jax.Array) -> tuple[jax.Array, Metrics]:
     """The generator's loss as a function of its image; with D None, without the adversarial term."""
     total, logged = jnp.float32(0), {}
     if job.adversary and d:
+        network, weight = job.adversary.network, job.adversary.feature_weight
+
         # In train mode, but what the pass changes in D's statistics is dropped.
-        scores, _ = job.adversary.network.apply(d.variables, condition, generated, train=True, mutable=['batch_stats'])
-        logged['loss/gan'] = jnp.mean(job.adversary.loss.generator(scores))
+        def judge(image: jax.Array) -> tuple[PyTree, PyTree]:
+            return network.apply(
+                d.variables, part.condition, image, train=True, mutable=['batch_stats', *(['features'] * bool(weight))]
+            )
+
+        scores, seen = judge(generated)
+        logged['loss/gan'] = jnp.mean(over_scales(job.adversary.loss.generator, scores))
         total += job.adversary.weight * logged['loss/gan']
+        if weight:
+            wanted = judge(part.target)[1]['features']
+            matching = feature_matching(seen['features'], wanted, len(jax.tree.leaves(scores)))
+            logged['loss/feature_matching'] = jnp.mean(matching)
+            total += weight * logged['loss/feature_matching']
     for name, (loss, weight) in job.pixel_losses.items():
-        logged[f'loss/{name}'] = jnp.mean(loss(generated, target))
+        logged[f'loss/{name}'] = jnp.mean(loss(generated, part.target))
         total += weight * logged[f'loss/{name}']
-    return total, logged
+    if job.watches_psnr:
+        psnr = metrics.psnr(job.from_network(generated), job.from_network(part.target), 1.0)
+        logged['train/psnr'] = jnp.mean(psnr)
+    return total, logged | {'g/loss': total}
+
+
+def _with_spectral_of(before: PyTree, after: PyTree) -> PyTree:
+    """`after`, but for the vectors of spectral norm, which are those of `before`."""
+
+    def choose(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
+        return new if path[-1].key in ('mean', 'var') else old
+
+    return jax.tree_util.tree_map_with_path(choose, before, after)
+
+
+def _over_parts(
+    work: Callable[[PyTree, Part], tuple[PyTree, PyTree]], batch_stats: PyTree, parts: Part
+) -> tuple[PyTree, PyTree]:
+    """Works on one part after the other, and on the only one directly.
+
+    Batch norm's statistics are chained. Spectral norm's start anew with each part, for its power iteration moves on
+    once a step, however many parts there are.
+
+    Args:
+      work: maps statistics and a part to new statistics and values.
+      batch_stats: before the first.
+      parts: with a leading axis.
+
+    Returns:
+      The statistics after the last, and the mean of the values.
+    """
+    count = len(parts.blend)
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
+    if count == 1:
+        return work(batch_stats, first)
+    _, shapes = jax.eval_shape(work, batch_stats, first)
+
+    def body(carry: tuple[PyTree, PyTree], part: Part) -> tuple[tuple[PyTree, PyTree], None]:
+        stats, sums = carry
+        stats, values = work(_with_spectral_of(batch_stats, stats), part)
+        return (stats, jax.tree.map(jnp.add, sums, values)), None
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (after, sums), _ = jax.lax.scan(body, (batch_stats, zeros), parts)
+    return after, jax.tree.map(lambda total: total / count, sums)
+
+
+def _parts(job: Job, batch: dict[str, jax.Array], key: jax.Array) -> Part:
+    """Scales, degrades and divides a device's part of a batch; the leaves have a leading axis of `job.accumulate`."""
+    degrade_key, dropout_key, blend_key = jax.random.split(key, 3)
+    dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
+    condition, target = (job.to_network(image) for image in job.images(batch, degrade_key, training=True))
+    blend = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(blend_key, i)))(batch['index'])
+    condition, target, blend = (x.reshape(job.accumulate, -1, *x.shape[1:]) for x in (condition, target, blend))
+    return Part(condition, target, blend, jax.random.split(dropout_key, job.accumulate))
 
 
 def _averaged(job: Job, ema: PyTree, network: NetworkState, step: jax.Array) -> PyTree:
@@ -162,65 +236,99 @@ def _guarded(job: Job, old: TrainState, new: TrainState, logged: Metrics) -> Tra
     generator, discriminator, ema = jax.tree.map(lambda after, before: jnp.where(fine, after, before), *trained)
     first = (old.fault.step < 0) & ~fine
     fault = Fault(
-        jnp.where(first, new.step, old.fault.step), jnp.where(first, jnp.argmax(bad).astype(jnp.int32), old.fault.term)
+        jnp.where(first, old.step + 1, old.fault.step),
+        jnp.where(first, jnp.argmax(bad).astype(jnp.int32), old.fault.term),
     )
     return new.replace(generator=generator, discriminator=discriminator, ema=ema, fault=fault)
 
 
-def train_step(
-    job: Job, adversarial: bool, state: TrainState, batch: dict[str, jax.Array]
-) -> tuple[TrainState, Metrics]:
-    """One update of D and one of G on this device's part of a batch, under an axis named AXIS.
+def train_step(job: Job, phase: str, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    """Works on this device's part of a batch, under an axis named AXIS.
 
     Args:
       job: what is trained.
-      adversarial: whether D runs; before `gan.start_step` it does not.
+      phase: what is updated: 'generator' alone, before `gan.start_step`; 'discriminator' alone, in its further
+        updates, which do not count as steps; or 'both', D first.
       state: equal on all devices.
       batch: 'condition', 'target' (n, h, w, c) in their stored integers; 'index' (n,).
 
     Returns:
       The new state and the step's metrics, both equal on all devices.
     """
-    degrade_key, dropout_key, blend_key = jax.random.split(jax.random.fold_in(state.key, state.batch), 3)
-    dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
-    condition, target = (job.to_network(image) for image in job.images(batch, degrade_key, training=True))
+    g, d = state.generator, None if phase == 'generator' else state.discriminator
+    parts = _parts(job, batch, jax.random.fold_in(state.key, state.batch))
 
-    def generate(params: PyTree) -> tuple[jax.Array, PyTree]:
+    def generate(params: PyTree, batch_stats: PyTree, part: Part) -> tuple[jax.Array, PyTree]:
         image, changed = job.generator.apply(
-            {'params': params, 'batch_stats': state.generator.batch_stats},
-            condition,
+            {'params': params, 'batch_stats': batch_stats},
+            part.condition,
             train=True,
-            rngs={'dropout': dropout_key},
+            rngs={'dropout': part.key},
             mutable=['batch_stats'],
         )
         return image, changed.get('batch_stats', {})
 
-    generated, pull_back, g_stats = jax.vjp(generate, state.generator.params, has_aux=True)
-    logged: Metrics = {'lr/generator': jnp.asarray(job.schedule(state.step))}
+    def forward(batch_stats: PyTree, part: Part) -> tuple[jax.Array, Callable[..., Any], PyTree]:
+        return jax.vjp(lambda params: generate(params, batch_stats, part), g.params, has_aux=True)
 
-    d = state.discriminator if adversarial else None
+    # One part runs forward once; of several, each runs again for its gradient, so that only one is in memory.
+    shared = forward(g.batch_stats, jax.tree.map(lambda leaf: leaf[0], parts)) if job.accumulate == 1 else None
+    logged: Metrics = {}
     if job.adversary and d:
-        blend = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(blend_key, i)))(batch['index'])
-        d, d_logged = _update_discriminator(
-            job.adversary, d, condition, target, jax.lax.stop_gradient(generated), blend
-        )
-        rate = job.adversary.schedule(state.step - job.adversary.start_step)
-        logged |= d_logged | {'lr/discriminator': jnp.asarray(rate)}
+        adversary, before = job.adversary, d
 
-    slope, g_logged = jax.grad(lambda image: _generator_loss(job, d, condition, image, target), has_aux=True)(generated)
-    (grads,) = pull_back(slope)
-    grads, g_stats, g_logged = mean_over_devices((grads, g_stats, g_logged))
-    logged |= g_logged | {'grad_norm/generator': optax.global_norm(grads)}
+        def discriminate(stats: PyTree, part: Part) -> tuple[PyTree, tuple[PyTree, Metrics]]:
+            image = shared[0] if shared else generate(g.params, g.batch_stats, part)[0]
+            return _discriminator_pass(adversary, before.params, stats, part, jax.lax.stop_gradient(image))
 
-    g = _update(state.generator, job.optimizer, grads, g_stats)
-    new = state.replace(
-        step=state.step + 1,
-        batch=state.batch + 1,
+        d_stats, (d_grads, d_logged) = mean_over_devices(_over_parts(discriminate, d.batch_stats, parts))
+        rate = adversary.optimizer.rate(state.step - adversary.start_step, d.plateau)
+        logged |= d_logged | {'grad_norm/discriminator': optax.global_norm(d_grads), 'lr/discriminator': rate}
+        d = _update(d, adversary.optimizer, d_grads, d_stats, rate)
+    new = state.replace(batch=state.batch + 1, discriminator=d or state.discriminator)
+    if phase == 'discriminator':
+        return _guarded(job, state, new, logged), logged
+
+    def work(stats: PyTree, part: Part) -> tuple[PyTree, tuple[PyTree, Metrics]]:
+        image, pull_back, after = shared or forward(stats, part)
+        slope, values = jax.grad(lambda x: _generator_loss(job, d, part, x), has_aux=True)(image)
+        return after, (pull_back(slope)[0], values)
+
+    g_stats, (grads, g_logged) = mean_over_devices(_over_parts(work, g.batch_stats, parts))
+    rate = job.optimizer.rate(state.step, g.plateau)
+    logged |= g_logged | {'grad_norm/generator': optax.global_norm(grads), 'lr/generator': rate}
+    g = _update(g, job.optimizer, grads, g_stats, rate)
+    seen = {'train_psnr': logged['train/psnr']} if job.watches_psnr else {}
+    g = g.replace(plateau=job.optimizer.after_step(g.plateau, seen | {'loss': logged['g/loss']}))
+    if job.adversary and d:
+        plateau = job.adversary.optimizer.after_step(d.plateau, seen | {'loss': logged['d/loss']})
+        new = new.replace(discriminator=d.replace(plateau=plateau))
+    ema = None if state.ema is None else _averaged(job, state.ema, g, state.step)
+    return _guarded(job, state, new.replace(step=state.step + 1, generator=g, ema=ema), logged), logged
+
+
+def after_evaluation(job: Job, state: TrainState, scores: dict[str, float]) -> TrainState:
+    """Takes a validation into account: learning rates that fall at plateaus, and the count for early stopping.
+
+    Args:
+      job: what is trained.
+      state: that was scored.
+      scores: 'psnr' in dB and 'ssim' of the output.
+    """
+    values = {f'val_{name}': scores[name] for name in ('psnr', 'ssim')}
+    g, d = state.generator, state.discriminator
+    g = g.replace(plateau=job.optimizer.after_evaluation(g.plateau, values))
+    if job.adversary and d:
+        looked = job.adversary.optimizer.after_evaluation(d.plateau, values)
+        running = state.step > job.adversary.start_step
+        d = d.replace(plateau=jax.tree.map(lambda new, old: jnp.where(running, new, old), looked, d.plateau))
+    better = scores['psnr'] > state.best_psnr
+    return state.replace(
         generator=g,
-        discriminator=state.discriminator if d is None else d,
-        ema=None if state.ema is None else _averaged(job, state.ema, g, state.step),
+        discriminator=d,
+        best_psnr=jnp.where(better, scores['psnr'], state.best_psnr),
+        stalled=jnp.where(better, 0, state.stalled + 1),
     )
-    return _guarded(job, state, new, logged), logged
 
 
 def evaluation_step(

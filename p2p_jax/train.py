@@ -26,7 +26,7 @@ from p2p_jax.evaluate import build_evaluator, describe, evaluate_model
 from p2p_jax.job import AXIS, Job, build_job, check, flatten, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.state import TrainState
-from p2p_jax.steps import train_step
+from p2p_jax.steps import after_evaluation, train_step
 
 if TYPE_CHECKING:
     from clu.metric_writers import MetricWriter
@@ -74,8 +74,12 @@ class Lengths:
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict, examples: int) -> 'Lengths':
-        """Converts the lengths of a configuration for a training set of so many examples."""
-        per_epoch = math.ceil(examples / config.train.batch_size)
+        """Converts the lengths of a configuration for a training set of so many examples.
+
+        An epoch is a pass over them, of which D's further updates take their share.
+        """
+        batches = config.gan.d_steps if config.gan.weight else 1
+        per_epoch = math.ceil(examples / (config.train.batch_size * batches))
         return cls(
             length_in_steps(config, 'train.', per_epoch),
             length_in_steps(config, 'log.every_', per_epoch),
@@ -108,11 +112,13 @@ def check_resume(stored: dict[str, Any], given: dict[str, Any], workdir: Path) -
 
 
 def _check_batch(config: ml_collections.ConfigDict) -> None:
-    devices = jax.device_count()
-    if config.train.batch_size % devices:
+    devices, parts = jax.device_count(), config.train.accumulate
+    divisor = devices * parts
+    if config.train.batch_size % divisor:
+        times = f' times train.accumulate={parts}' if parts > 1 else ''
         raise UserError(
-            f'train.batch_size={config.train.batch_size} does not divide by the {devices} devices. '
-            f'Take {-(-config.train.batch_size // devices) * devices}, or fewer devices.'
+            f'train.batch_size={config.train.batch_size} does not divide by the {devices} devices{times}. '
+            f'Take {-(-config.train.batch_size // divisor) * divisor}, or fewer devices.'
         )
 
 
@@ -190,8 +196,12 @@ class Run:
         self.writer.write_scalars(step, means)
         _say(progress.line(step, means))
 
-    def validate(self, progress: Progress, step: int, state: TrainState) -> None:
-        """Scores the state on the validation split, shows pictures, saves it with its score."""
+    def validate(self, progress: Progress, step: int, state: TrainState) -> TrainState:
+        """Scores the state on the validation split, shows pictures, saves it with its score, and returns it.
+
+        What depends on the score changes at the regular evaluations only, so that it does not matter where a training
+        ended before it went on.
+        """
         self.raise_on_fault(state)
         evaluation = self.evaluator(state.evaluated)
         scores = evaluation.scores
@@ -207,7 +217,21 @@ class Run:
             images.write_image(self.workdir / 'samples' / f'{step:07}.png', picture)
         _say(describe(self.config, f'validation at step {step}', evaluation))
         progress.last_score = f'val {psnr:.2f} dB'
+        if step % self.lengths.evaluate == 0:
+            state = after_evaluation(self.job, state, scores['output'])
         self.save(step, state, psnr)
+        return state
+
+    def stopped(self, state: TrainState) -> bool:
+        """Whether `train.patience` is at its end, and says so."""
+        patience, stalled = self.config.train.patience, int(state.stalled)
+        if patience is None or stalled < patience:
+            return False
+        _say(
+            f'train.patience={patience}: {stalled} evaluations in a row without a better PSNR than '
+            f'{float(state.best_psnr):.2f} dB; ended at step {int(state.step)}'
+        )
+        return True
 
     def save(self, step: int, state: TrainState, psnr: float | None = None) -> None:
         """Saves a state that is known to be finite; the log reaches the disk before it."""
@@ -215,43 +239,59 @@ class Run:
         self.writer.flush()
         self.checkpoints.save(state, step, self.config.to_dict(), psnr)
 
+    def watch_pretraining(self, state: TrainState, step: int, recent: list[dict[str, jax.Array]]) -> None:
+        """Says how far D is, where it is trained alone for longer than a log interval."""
+        adversary = self.job.adversary
+        assert adversary
+        alone, count = len(recent), adversary.pretrain_steps
+        if step == adversary.start_step + 1 and alone % self.lengths.log == 0 and alone <= count:
+            losses = {name: float(recent[-1][f'loss/{name}']) for name in ('d_real', 'd_generated')}
+            shown = ' '.join(f'{name} {value:.4g}' for name, value in losses.items())
+            _say(f'step {step - 1}: discriminator alone, update {alone} of {count} | {shown}')
+            self.raise_on_fault(state)
+
     def loop(self, state: TrainState) -> None:
         """Trains to the end. Nothing in here waits for the device but at the intervals."""
+        first, lengths = int(state.step), self.lengths
+        plan = list(self.job.phases(first, lengths.total))
         steps = {
-            adversarial: jax.pmap(
-                functools.partial(train_step, self.job, adversarial),
+            phase: jax.pmap(
+                functools.partial(train_step, self.job, phase),
                 axis_name=AXIS,
                 in_axes=(None, 0),
                 out_axes=(None, None),
                 donate_argnums=0,
             )
-            for adversarial in (False, True)
+            for phase in {phase for _, phase in plan}
         }
-        start_step = self.job.adversary.start_step if self.job.adversary else math.inf
-        first, lengths = int(state.step), self.lengths
         progress = Progress(first, lengths.total, self.config.train.batch_size)
         recent: list[dict[str, jax.Array]] = []
         in_flight: collections.deque[jax.Array] = collections.deque()
-        batches = self.data.batches(int(state.batch), lengths.total - first)
-        for step, batch in enumerate(batches, first + 1):
+        batches = self.data.batches(int(state.batch), len(plan))
+        for (step, phase), batch in zip(plan, batches, strict=True):
             local = split_over_devices(batch, jax.local_device_count())
-            state, metrics = steps[step > start_step](state, local)
+            state, metrics = steps[phase](state, local)
             recent.append(metrics)
-            in_flight.append(metrics['grad_norm/generator'])
+            in_flight.append(jax.tree.leaves(metrics)[0])
             if len(in_flight) > _IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
-            if step == first + 1:
+            if not progress.marked[1]:
                 in_flight[-1].block_until_ready()
                 _say(f'first step after {report.duration(time.monotonic() - progress.started)}, compilation included')
                 progress.first, progress.started = step, time.monotonic()
                 progress.mark(step)
+            if phase == 'discriminator':
+                self.watch_pretraining(state, step, recent)
+                continue
             if step % lengths.log == 0 or step == lengths.total:
                 self.log(progress, step, recent)
                 recent = []
                 self.raise_on_fault(state)
             if step % lengths.evaluate == 0 or step == lengths.total:
-                self.validate(progress, step, state)
+                state = self.validate(progress, step, state)
                 progress.mark(step)
+                if self.stopped(state):
+                    return
             elif step % lengths.save == 0:
                 self.save(step, state)
 
@@ -333,7 +373,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     checkpoints = Checkpoints(workdir)
     with contextlib.closing(checkpoints):
         state = _initial_state(job, config, checkpoints, workdir)
-        if int(state.step) < lengths.total:
+        patience = config.train.patience
+        if int(state.step) < lengths.total and (patience is None or state.stalled < patience):
             # After the checks, for it imports TensorFlow.
             from p2p_jax.writers import build_writer
 

@@ -37,6 +37,7 @@ ORDER = [
     'p2p_jax.models.resnet',
     'p2p_jax.models.resnet_unet',
     'p2p_jax.models.patchgan',
+    'p2p_jax.models.multiscale',
     'p2p_jax.models',
     'p2p_jax.metrics',
     'p2p_jax.losses',

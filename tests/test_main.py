@@ -151,6 +151,10 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
         ),
         (['--config=configs/sample.py', '--config.lr=1'], "--config.lr: no such key. Did you mean 'optim.lr'"),
         (['--config=configs/sample.py', '--config.optim.lr=fast'], 'could not convert string to float'),
+        (
+            ['--config=configs/sidd.py:nafet'],
+            "configs/sidd.py:nafet: preset 'nafet' is unknown. Available: unet, nafnet",
+        ),
         (['--config=configs/sample.py:fast'], 'configs/sample.py has no presets; leave out :fast'),
         (['--config.optim.lr=1'], 'needs --config=FILE'),
         (

@@ -12,8 +12,7 @@ from flax import linen as nn
 
 from p2p_jax.job import AXIS, build_job
 from p2p_jax.models import DISCRIMINATORS
-from p2p_jax.state import NetworkState
-from p2p_jax.steps import _penalty, _update_discriminator, mean_over_devices, train_step
+from p2p_jax.steps import Part, _discriminator_pass, _penalty, after_evaluation, mean_over_devices, train_step
 from tests.conftest import noisy, picture, small_config
 
 SIZE = (16, 16, 3)
@@ -35,12 +34,12 @@ def batches(count, size=4, seed=0):
         yield {'condition': conditions, 'target': targets, 'index': np.arange(size, dtype=np.int32)}
 
 
-def run(job, devices, data, adversarial=True, out_axes=None, state=None):
+def run(job, devices, data, phase=None, out_axes=None, state=None):
     """Trains on the batches; returns the state and the metrics of every step."""
     if state is None:
         state = jax.jit(functools.partial(job.create_state, 0, SIZE))()
     step = jax.pmap(
-        functools.partial(train_step, job, adversarial),
+        functools.partial(train_step, job, phase or ('both' if job.adversary else 'generator')),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=(out_axes, None),
@@ -56,7 +55,7 @@ def run(job, devices, data, adversarial=True, out_axes=None, state=None):
 
 def moments(state):
     """Adam's first moments: linear in the gradients of all steps so far."""
-    return [network.opt_state[0].mu for network in (state.generator, state.discriminator)]
+    return [network.opt_state.mu for network in (state.generator, state.discriminator)]
 
 
 def assert_close(a, b, **tolerance):
@@ -194,21 +193,19 @@ SMALL = {'discriminator__patchgan__strided': 0, 'discriminator__patchgan__unstri
 
 @pytest.mark.parametrize('norm', ['batch', 'spectral'])
 def test_penalties_leave_the_discriminator_s_statistics(norm):
-    job = make(discriminator__patchgan__norm=norm, **SMALL)
+    job = make(discriminator__patchgan__norm=norm, norm__sync=False, **SMALL)
     condition, real, generated = np.random.default_rng(0).uniform(-1, 1, (3, 2, *SIZE)).astype(np.float32)
     variables = jax.jit(functools.partial(job.adversary.network.init, train=False))(jax.random.key(0), condition, real)
-    opt_state = jax.jit(job.adversary.optimizer.init)(variables['params'])
-    d = NetworkState(variables['params'], variables['batch_stats'], opt_state)
+    part = Part(condition, real, np.array([0.3, 0.6], np.float32), jax.random.key(0))
 
-    def update(**weights):
-        adversary = dataclasses.replace(job.adversary, **weights)
-        step = functools.partial(_update_discriminator, adversary, d)
-        inputs = [x[None] for x in (condition, real, generated, np.array([0.3, 0.6], np.float32))]
-        return jax.jit(jax.vmap(step, axis_name=AXIS))(*inputs)
+    @functools.partial(jax.jit, static_argnums=0)
+    def look(weights):
+        adversary = dataclasses.replace(job.adversary, **dict(weights))
+        return _discriminator_pass(adversary, variables['params'], variables['batch_stats'], part, generated)
 
-    (plain, logged), (penalised, more) = update(), update(r1_weight=10.0, gp_weight=10.0)
-    assert_close(plain.batch_stats, penalised.batch_stats, rtol=1e-6)
-    assert not equal(plain.params, penalised.params)
+    (plain, (grads, logged)), (stats, (slopes, more)) = look(()), look((('r1_weight', 10.0), ('gp_weight', 10.0)))
+    assert_close(plain, stats, rtol=1e-6)
+    assert not equal(grads, slopes)
     assert set(more) - set(logged) == {'loss/d_penalty'} and more['loss/d_penalty'] > 0
 
 
@@ -234,17 +231,135 @@ def test_generator_alone_has_no_discriminator_and_learns():
     job = make(gan__weight=0.0, optim__lr=5e-3)
     state, history = run(job, 1, list(batches(1)) * 30)
     assert state.discriminator is None
-    assert set(history[0]) == {'loss/l1', 'grad_norm/generator', 'lr/generator'}
+    assert set(history[0]) == {'loss/l1', 'g/loss', 'grad_norm/generator', 'lr/generator'}
     assert history[-1]['loss/l1'] < 0.8 * history[0]['loss/l1']
 
 
 def test_discriminator_is_in_the_state_but_rests_before_its_start():
     job = make(gan__start_step=5)
     initial = jax.device_get(jax.jit(functools.partial(job.create_state, 0, SIZE))())
-    state, history = run(job, 1, batches(2), adversarial=False)
+    state, history = run(job, 1, batches(2), phase='generator')
     assert equal(state.discriminator, initial.discriminator)
     assert 'loss/gan' not in history[0]
     assert jax.tree.structure(state) == jax.tree.structure(run(job, 1, batches(1))[0])
+
+
+def test_phases_of_a_training():
+    def phases(first, last, **changes):
+        return list(make(**changes).phases(first, last))
+
+    assert phases(0, 2) == [(1, 'both'), (2, 'both')]
+    assert phases(3, 5, gan__weight=0.0) == [(4, 'generator'), (5, 'generator')]
+    late = {'gan__start_step': 1, 'gan__pretrain_steps': 2, 'gan__d_steps': 2}
+    alone, both = 'discriminator', 'both'
+    whole = phases(0, 3, **late)
+    assert whole == [(1, 'generator'), (2, alone), (2, alone), (2, alone), (2, both), (3, alone), (3, both)]
+    for done in (1, 2):
+        assert phases(0, done, **late) + phases(done, 3, **late) == whole
+
+
+def test_a_further_update_of_the_discriminator_leaves_all_else():
+    job = make(generator__unet__norm='batch', ema__decay=0.5, gan__d_steps=2)
+    start = jax.device_get(jax.jit(functools.partial(job.create_state, 0, SIZE))())
+    state, [metrics] = run(job, 1, batches(1), phase='discriminator')
+    assert (state.step, state.batch) == (0, 1)
+    assert equal(state.generator, start.generator) and equal(state.ema, start.ema)
+    assert not equal(state.discriminator.params, start.discriminator.params)
+    assert 'loss/gan' not in metrics and metrics['loss/d_real'] > 0
+    # D learns the same from a batch, whether G is updated on it or not.
+    both, _ = run(job, 1, batches(1))
+    assert_close(state.discriminator.params, both.discriminator.params, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(('norm', 'mode'), [('instance', 'vanilla'), ('spectral', 'wgan_gp')])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(norm, mode):
+    shared = dict(generator__unet__norm=norm, discriminator__patchgan__norm=norm, gan__mode=mode, **SMALL)
+    (whole, [logged]), (parts, [other]) = (run(make(train__accumulate=k, **shared), 1, batches(1)) for k in (1, 4))
+    assert jax.tree.map(float, logged) == pytest.approx(jax.tree.map(float, other), rel=1e-4, abs=1e-5)
+    for a, b in zip(moments(whole), moments(parts), strict=True):
+        assert optax.global_norm(jax.tree.map(np.subtract, a, b)) < 1e-4 * optax.global_norm(a)
+    for network in ('generator', 'discriminator'):  # the power iteration moves on once, however many the parts
+        assert_close(getattr(whole, network).batch_stats, getattr(parts, network).batch_stats, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_chains_the_statistics_of_batch_norm():
+    job = make(train__accumulate=4, generator__unet__norm='batch', gan__weight=0.0)
+    batch = next(batches(1))
+    state, _ = run(job, 1, [batch])
+    variables = jax.jit(functools.partial(job.create_state, 0, SIZE))().generator.variables
+    apply = jax.jit(
+        functools.partial(
+            job.generator.clone(style=job.generator.style.__class__('batch', 0.02)).apply,
+            train=True,
+            mutable=['batch_stats'],
+        )
+    )
+    for i in range(4):
+        one = job.to_network(jnp.asarray(batch['condition'][i : i + 1], jnp.float32) / 255)
+        variables = variables | apply(variables, one)[1]
+    assert_close(state.generator.batch_stats, variables['batch_stats'], rtol=1e-4, atol=1e-6)
+
+
+MULTISCALE = {'discriminator__name': 'multiscale', 'generator__unet__depth': 1, 'generator__unet__width': 4}
+MULTISCALE |= {
+    f'discriminator__multiscale__{key}': value
+    for key, value in {'scales': 2, 'strided': 1, 'unstrided': 1, 'width': 4, 'norm': 'none', 'init_std': 0.3}.items()
+}
+
+
+def test_adversarial_terms_are_summed_over_scales_and_features_are_matched():
+    """Both losses of the generator, from the definitions, at a rate of 0 for the discriminator."""
+    job = make(gan__mode='lsgan', gan__feature_weight=10.0, optim__discriminator__lr=0.0, **MULTISCALE)
+    batch = next(batches(1))
+    _, [logged] = run(job, 1, [batch])
+    start = jax.jit(functools.partial(job.create_state, 0, SIZE))()
+    condition, target = (job.to_network(jnp.asarray(batch[n], jnp.float32) / 255) for n in ('condition', 'target'))
+    generated = job.generator.apply(start.generator.variables, condition, train=True)
+    judge = functools.partial(
+        job.adversary.network.apply, start.discriminator.variables, condition, train=True, mutable=['features']
+    )
+    (scores, seen), (on_real, wanted) = judge(generated), judge(target)
+    assert logged['loss/gan'] == pytest.approx(sum(float(jnp.mean((s - 1) ** 2)) for s in scores), rel=1e-4)
+    assert logged['loss/d_real'] == pytest.approx(sum(float(jnp.mean((s - 1) ** 2)) for s in on_real), rel=1e-4)
+    layers = [
+        float(jnp.mean(jnp.abs(seen['features'][scale][layer][0] - wanted['features'][scale][layer][0])))
+        for scale in ('scale_0', 'scale_1')
+        for layer in ('layer_0', 'layer_1')
+    ]
+    assert len(jax.tree.leaves(seen)) == 4
+    assert logged['loss/feature_matching'] == pytest.approx(sum(layers) / 2, rel=1e-4)
+    total = logged['loss/gan'] + 10 * logged['loss/feature_matching'] + 100 * logged['loss/l1']
+    assert logged['g/loss'] == pytest.approx(float(total), rel=1e-5)
+    assert 'loss/feature_matching' in job.terms
+
+
+def test_rates_fall_at_plateaus_of_the_step_and_of_the_evaluation():
+    options = {'schedule': 'plateau', 'final_lr': 1e-6, 'plateau_patience': 0, 'decay_factor': 0.5}
+    options |= {'plateau_metric': 'train_psnr', 'plateau_every': 'step', 'lr': 0.0002}
+    changes = {f'optim__{key}': value for key, value in options.items()}
+    job = make(optim__discriminator__plateau_metric='loss', **changes, **SMALL)
+    rows = list(batches(1)) * 2 + list(batches(3, seed=9))
+    state, history = run(job, 1, rows)
+    for network, metric, sign in (('generator', 'train/psnr', 1), ('discriminator', 'd/loss', -1)):
+        values = [float(step[metric]) for step in history]
+        rate, best = 0.0002, -np.inf
+        for step, value in zip(history, values, strict=True):
+            assert step[f'lr/{network}'] == pytest.approx(rate, rel=1e-5)
+            rate = rate if sign * value > best + 1e-4 * abs(best) or best == -np.inf else rate / 2
+            best = max(best, sign * value)
+        assert getattr(state, network).plateau.scale == pytest.approx(rate / 0.0002, rel=1e-5)
+
+
+def test_evaluations_count_for_plateaus_and_patience():
+    changes = {'schedule': 'plateau', 'final_lr': 1e-6, 'plateau_patience': 0, 'decay_factor': 0.5}
+    job = make(**{f'optim__{key}': value for key, value in changes.items()}, gan__start_step=5, **SMALL)
+    state = jax.jit(functools.partial(job.create_state, 0, SIZE))()
+    for number, psnr in enumerate((20.0, 19.0, 21.0, 21.0)):
+        state = after_evaluation(job, state.replace(step=jnp.int32(3 * number)), {'psnr': psnr, 'ssim': 0.5})
+    assert (state.best_psnr, state.stalled) == (21, 1)
+    assert state.generator.plateau.scale == 0.25
+    # Of the two evaluations since D began the first is its first, and the second is no better.
+    assert (state.discriminator.plateau.looks, state.discriminator.plateau.scale) == (2, 0.5)
 
 
 def test_ema_follows_its_warm_up_and_copies_other_statistics():

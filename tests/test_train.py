@@ -66,6 +66,7 @@ def test_logs_all_that_was_promised(trained):
     assert [line['step'] for line in training] == [2, 4, 6, 8]
     names = {'loss/l1', 'loss/gan', 'loss/d_real', 'loss/d_generated', 'd/real', 'd/generated', 'images_per_second'}
     names |= {f'{kind}/{network}' for kind in ('grad_norm', 'lr') for network in ('generator', 'discriminator')}
+    names |= {'g/loss', 'd/loss'}
     assert names | {'step', 'time'} == set(training[0])
     validation = [line for line in lines if 'val/psnr' in line]
     assert [line['step'] for line in validation] == [4, 8]
@@ -123,6 +124,15 @@ _OPTIM = {'optim.name': 'adamw', 'optim.weight_decay': 0.1, 'optim.clip_norm': 0
 _OPTIM |= {'optim.schedule': 'step', 'optim.decay_every': 5}
 
 
+# The rate falls at once and often; D by its own loss.
+_PLATEAU = {'optim.schedule': 'plateau', 'optim.final_lr': 1e-6, 'optim.plateau_patience': 0, 'optim.decay_factor': 0.5}
+_MULTISCALE = {'discriminator.name': 'multiscale'}
+_MULTISCALE |= {
+    f'discriminator.multiscale.{key}': value
+    for key, value in {'scales': 2, 'strided': 1, 'unstrided': 0, 'width': 8, 'norm': 'spectral'}.items()
+}
+
+
 @pytest.mark.parametrize(
     'changes',
     [
@@ -130,8 +140,14 @@ _OPTIM |= {'optim.schedule': 'step', 'optim.decay_every': 5}
         | {'gan.mode': 'wgan_gp', 'gan.r1_weight': 1.0},
         {'gan.weight': 0.0, 'degrade.name': 'poisson_gaussian', 'loss.ssim.weight': 1.0} | _OPTIM,
         {'gan.start_step': 3, 'generator.unet.depth': 6, 'generator.unet.width': 4, 'generator.unet.dropout': 0.5},
+        {'gan.start_step': 1, 'gan.pretrain_steps': 3, 'gan.d_steps': 2, 'gan.feature_weight': 1.0}
+        | {'optim.plateau_metric': 'train_psnr', 'optim.plateau_every': 'step', **_PLATEAU, **_MULTISCALE}
+        | {'optim.discriminator.plateau_metric': 'loss', 'train.accumulate': 2},
+        # Stopped and resumed between two evaluations.
+        {'gan.weight': 0.0, 'optim.plateau_metric': 'loss', 'eval.every_steps': 3, **_PLATEAU}
+        | {'optim.plateau_threshold': 0.9, 'train.patience': 9},
     ],
-    ids=['gan', 'generator alone', 'late gan with dropout'],
+    ids=['gan', 'generator alone', 'late gan with dropout', 'further d steps', 'plateau'],
 )
 def test_n_and_n_steps_equal_2n_bit_for_bit(config, tmp_path, changes):
     config.update_from_flattened_dict(changes)
@@ -141,10 +157,31 @@ def test_n_and_n_steps_equal_2n_bit_for_bit(config, tmp_path, changes):
     config.train.steps = 8
     train(config, tmp_path / 'parts')
     whole, parts = (restore(tmp_path / name, config, 8) for name in ('whole', 'parts'))
+    if 'optim.plateau_metric' in changes:
+        assert whole.generator.plateau.scale < 1 and whole.generator.plateau.looks > 1
+    assert whole.batch == sum(1 for _ in build_job(config, 8).phases(0, 8))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
     for name in ('whole', 'parts'):
         assert sorted({line['step'] for line in read_log(tmp_path / name)}) == [2, 4, 6, 8]
+
+
+def test_patience_ends_a_training_and_more_of_it_goes_on(config, tmp_path, capsys):
+    config.optim.lr = 0.0  # the first evaluation is the best
+    config.update_from_flattened_dict({'gan.weight': 0.0, 'eval.every_steps': 2, 'train.steps': 20})
+    config.train.patience = 2
+    train(config, tmp_path / 'run')
+    printed = capsys.readouterr().out
+    assert 'train.patience=2: 2 evaluations in a row without a better PSNR than' in printed
+    assert 'ended at step 6' in printed
+    assert (tmp_path / 'run' / 'test.json').is_file()
+    assert restore(tmp_path / 'run', config, 6).stalled == 2
+    train(config, tmp_path / 'run')
+    assert 'training on' not in capsys.readouterr().out
+    config.train.patience = 3
+    train(config, tmp_path / 'run')
+    printed = capsys.readouterr().out
+    assert 'resuming at step 6' in printed and 'ended at step 8' in printed
 
 
 def test_resumes_from_between_evaluations_after_a_loss_of_the_last_checkpoint(config, tmp_path, capsys):
@@ -208,8 +245,17 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
     ('changes', 'message'),
     [
         ({'train.batch_size': 3}, 'train.batch_size=3 does not divide by the 2 devices. Take 4'),
+        (
+            {'train.accumulate': 3},
+            'train.batch_size=4 does not divide by the 2 devices times train.accumulate=3. Take 6',
+        ),
+        (
+            {'gan.d_steps': 0, 'train.patience': 0},
+            r'(?s)gan.d_steps=0: .*train.patience=0: expected at least 1, or None',
+        ),
+        ({'optim.schedule': 'plateau'}, 'optim.final_lr=0.0: optim.schedule=plateau needs a lowest rate above 0'),
         ({'generator.name': 'unt'}, "generator.name='unt' is unknown. Available: .*Did you mean 'unet'"),
-        ({'discriminator.name': 'x'}, "discriminator.name='x' is unknown. Available: patchgan"),
+        ({'discriminator.name': 'x'}, "discriminator.name='x' is unknown. Available: multiscale, patchgan"),
         ({'generator.unet.norm': 'layer'}, "generator.unet.norm='layer' is unknown. Available: batch, group, instance"),
         ({'gan.mode': 'wgan'}, "gan.mode='wgan' is unknown. Available: hinge, lsgan, vanilla, wgan_gp."),
         ({'degrade.name': 'lensblur'}, "degrade.name='lensblur' is unknown. Available: .*Did you mean 'lens_blur'"),
@@ -225,7 +271,7 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
         ({'loss.ms_ssim.weight': 1.0}, 'expected data.crop_size of at least 176, not 16'),
         ({'optim.warmup_steps': 8}, 'optim.warmup_steps=8: expected less than train.steps=8'),
         ({'optim.boundaries': (0.5, 4)}, r'optim.boundaries=\(0.5, 4\): expected rising numbers, either all shares'),
-        ({'optim.final_lr': 1e-6}, 'optim.final_lr=1e-06: of use to cosine and linear_decay only'),
+        ({'optim.final_lr': 1e-6}, 'optim.final_lr=1e-06: of use to cosine, linear_decay, plateau only'),
         ({'dtype': 'float16'}, "dtype='float16' is unknown. Available: bfloat16, float32"),
         ({'discriminator.patchgan.last_activation': 'sigmoid'}, 'works on logits'),
         ({'data.crop_size': 41}, r'0.png is 48×40, too small for data.crop_size=41'),

@@ -3,6 +3,7 @@
 from flax import linen as nn
 
 from p2p_jax.models.classical_unet import ClassicalUNet
+from p2p_jax.models.multiscale import MultiScale
 from p2p_jax.models.nafnet import NAFNet
 from p2p_jax.models.patchgan import PatchGAN
 from p2p_jax.models.resnet import ResNetGenerator
@@ -16,4 +17,4 @@ GENERATORS: dict[str, type[nn.Module]] = {
     'resnet': ResNetGenerator,
     'resnet_unet': ResNetUNet,
 }
-DISCRIMINATORS: dict[str, type[nn.Module]] = {'patchgan': PatchGAN}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {'patchgan': PatchGAN, 'multiscale': MultiScale}

@@ -33,6 +33,9 @@ class PatchGAN(nn.Module):
       activation: key of ACTIVATIONS, between layers.
       last_activation: key of ACTIVATIONS, on the head.
       style: how the layers convolve and normalise.
+      section: of the configuration that the options come from, for messages.
+
+    What each layer but the head gives is kept in the collection 'features' where the caller makes it mutable.
     """
 
     strided: int
@@ -41,6 +44,7 @@ class PatchGAN(nn.Module):
     activation: str
     last_activation: str
     style: Style
+    section: str = 'discriminator.patchgan'
 
     def layers(self) -> list[Layer]:
         """Returns the convolutions in order, the head last."""
@@ -68,7 +72,7 @@ class PatchGAN(nn.Module):
             rows, columns = ((n + 2 * layer.padding - layer.size) // layer.stride + 1 for n in (rows, columns))
             if min(rows, columns) < 1:
                 raise UserError(
-                    f'discriminator.patchgan: {self.strided} strided and {self.unstrided} unstrided layers leave '
+                    f'{self.section}: {self.strided} strided and {self.unstrided} unstrided layers leave '
                     f'nothing of a {size[0]}×{size[1]} image. Take fewer layers or a larger data.crop_size.'
                 )
         return rows, columns
@@ -92,8 +96,8 @@ class PatchGAN(nn.Module):
           UserError: an image too small for the layers.
         """
         self.patch_grid((image.shape[1], image.shape[2]))
-        activation = pick(ACTIVATIONS, self.activation, 'discriminator.patchgan.activation')
-        last_activation = pick(ACTIVATIONS, self.last_activation, 'discriminator.patchgan.last_activation')
+        activation = pick(ACTIVATIONS, self.activation, f'{self.section}.activation')
+        last_activation = pick(ACTIVATIONS, self.last_activation, f'{self.section}.last_activation')
         x = jnp.concatenate([condition, image], axis=-1)
         *hidden, head = self.layers()
         for i, layer in enumerate(hidden):
@@ -109,5 +113,6 @@ class PatchGAN(nn.Module):
             if i:
                 x = self.style.normalise(f'norm_{i}', x, train=train)
             x = activation(x)
+            self.sow('features', f'layer_{i}', x)
         x = self.style.convolve('head', head.size, head.features, x, update_spectral=update_spectral, use_bias=True)
         return last_activation(x.astype(jnp.float32))
