@@ -18,7 +18,7 @@ from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.losses import GAN_LOSSES, LEAST_SIZES, PIXEL_LOSSES, GanLoss, PixelLoss
 from p2p_jax.metrics import SSIM_WINDOW
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
-from p2p_jax.models.layers import NORMS, Style
+from p2p_jax.models.layers import NORMS, STATISTICS, Style
 from p2p_jax.optim import OptimOptions, build_optimizer, build_schedule, find_problems
 from p2p_jax.state import TrainState, create_state
 
@@ -207,6 +207,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'discriminator.patchgan.unstrided': (lambda v: v >= 0, 'at least 0'),
     'discriminator.patchgan.width': (lambda v: v >= 1, 'at least 1'),
     'discriminator.patchgan.init_std': (lambda v: v >= 0, 'at least 0'),
+    'norm.statistics': (lambda v: v in STATISTICS, ' or '.join(STATISTICS)),
     'gan.weight': (lambda v: v >= 0, 'at least 0'),
     'gan.start_step': (lambda v: v >= 0, 'at least 0'),
     'gan.label_smoothing': (_shares, 'in [0, 1)'),
@@ -336,6 +337,7 @@ def _build_network(
         conv_form=config.conv_form,
         norm_axis=AXIS if config.norm.sync else None,
         dtype=pick(DTYPES, config.dtype, 'dtype'),
+        statistics=config.norm.statistics,
     )
     return network(style=style, **options, **more)
 
