@@ -383,7 +383,8 @@ def import_torch(source: Path, output: Path, config: ml_collections.ConfigDict, 
       output: the file, which must not exist.
       config: complete, the defaults; what the weights show takes their place.
       statistics: 'running' or 'batch': what the generator's batch norm uses. The reference tests with the statistics
-        of the test image ('batch') unless told otherwise. It then leaves dropout on as well, which is off here.
+        of the test image ('batch') unless told otherwise, and results then depend on what else is in the batch. It
+        leaves dropout on as well, which is off here.
 
     Raises:
       UserError: the file cannot be read, is of no known network, or does not fit it; or the output exists.

@@ -567,7 +567,7 @@ def test_statistics_of_the_batch_are_for_generators_with_batch_norm(tmp_path):
         check_refused(tmp_path / 'in.safetensors', '--statistics=batch: .* is no generator with batch norm', 'batch')
 
 
-def test_from_pytorch_to_pictures_by_the_command_line(tmp_path):
+def test_the_command_line_writes_a_file_that_makes_pictures(tmp_path):
     save_file(draw(SMALL), tmp_path / 'in.safetensors')
     model = tmp_path / 'model.safetensors'
     flags = (f'--input={tmp_path / "in.safetensors"}', f'--output={model}', '--statistics=batch')
