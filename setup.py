@@ -45,6 +45,8 @@ setup(
         'cuda': ['jax[cuda12]'],
         'rocm': ['jax[rocm7-local]'],
         'tpu': ['jax[tpu]'],
+        # import_torch reads PyTorch's files with it.
+        'torch': ['torch'],
         # The peer beside which experiments/benchmarks measures.
         'benchmark': ['torch'],
         # TFDS's own test of builders needs dill.

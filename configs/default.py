@@ -250,7 +250,10 @@ def get_config() -> ConfigDict:
 
     _add_networks(config)
     config.norm = ConfigDict()
-    config.norm.sync = True  # batch norm uses the whole batch, over all devices
+    config.norm.sync = True  # in training, batch norm uses the whole batch, over all devices
+    # Outside training, batch norm uses: running (statistics gathered in training) | batch (those of the images at hand,
+    # each device's own, as the reference pix2pix tests). With batch, results depend on what else is in the batch.
+    config.norm.statistics = 'running'
 
     config.gan = ConfigDict()
     config.gan.mode = 'vanilla'  # vanilla | lsgan | hinge | wgan_gp
@@ -284,7 +287,8 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every_steps = optional(int, 5_000)  # each is followed by a checkpoint with its score
     config.eval.every_epochs = optional(int)  # or in epochs
-    config.eval.batch_size = 1  # over all devices, of one image size each; does not change results
+    # Over all devices, of one image size each; does not change results, but for norm.statistics=batch.
+    config.eval.batch_size = 1
     config.eval.crop_size = optional(int)  # central crop; None: whole images
     config.eval.pictures = 4  # rows of the picture: input | output | target
     config.eval.names = ('input', 'output')  # of the two, in tables and pictures

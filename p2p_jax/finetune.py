@@ -83,25 +83,35 @@ def initialise(state: TrainState, source: Path, say: Callable[[str], None]) -> T
 
     Args:
       state: fresh; its optimisers and its step stay.
-      source: a model file, which holds a generator, or the workdir of a training, whose best checkpoint's generator
-        (its moving averages, where there are any) and discriminator are taken.
+      source: a model file, which holds a generator or a discriminator (the other starts at random), or the workdir of
+        a training, whose best checkpoint's generator (its moving averages, where there are any) and discriminator are
+        taken.
       say: receives lines for people: what was taken and what was not.
 
     Raises:
-      UserError: there is no such model, or nothing of it fits.
+      UserError: there is no such model, nothing of it fits, or it is of a network that is not trained.
     """
     if source.is_dir():
         _, _, trained, _ = inference.load_state(source, 'best')
-        generator, discriminator = trained.evaluated, trained.discriminator
+        there = {'generator': trained.evaluated}
+        if trained.discriminator is not None and state.discriminator is not None:
+            there['discriminator'] = trained.discriminator.variables
     else:
-        generator, discriminator = modelfile.read(source)[0], None
-    g, lines = _network('generator', state.generator, generator)
-    d = state.discriminator
-    if d is not None and discriminator is not None:
-        d, more = _network('discriminator', d, discriminator.variables)
-        lines += more
+        variables, facts = modelfile.read(source)
+        there = {facts.network: variables}
+    if 'discriminator' in there and state.discriminator is None:
+        raise UserError(f'init_from={source}: it holds a discriminator, and with gan.weight=0 none is trained')
+    networks, lines = {'generator': state.generator}, []
+    if state.discriminator is not None:
+        networks['discriminator'] = state.discriminator
+    for name, fresh in networks.items():
+        if name in there:
+            networks[name], more = _network(name, fresh, there[name])
+            lines += more
+        else:
+            lines.append(f'{name}: not in there, as initialised')
     for line in lines:
         say(f'init_from={source}: {line}')
     # Copies, for a donated buffer must not be in the state twice.
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, g.variables)
-    return state.replace(generator=g, discriminator=d, ema=ema)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, networks['generator'].variables)
+    return state.replace(**networks, ema=ema)

@@ -86,9 +86,14 @@ def load_file(path: Path) -> Model:
     """Loads a model file.
 
     Raises:
-      UserError: it cannot be read, or its weights do not fit the network that it names.
+      UserError: it cannot be read, holds no generator, or its weights do not fit the network that it names.
     """
     variables, facts = modelfile.read(path)
+    if facts.network != 'generator':
+        raise UserError(
+            f'--model={path}: it holds a {facts.network}, which makes no images; a training starts from it with '
+            f'--config.init_from={path}'
+        )
     config = ml_collections.ConfigDict(facts.config)
     if facts.folded:
         config.generator[config.generator.name].norm = 'none'

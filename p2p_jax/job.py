@@ -17,7 +17,7 @@ from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.losses import GAN_LOSSES, LEAST_SIZES, PIXEL_LOSSES, GanLoss, PixelLoss
 from p2p_jax.metrics import SSIM_WINDOW
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
-from p2p_jax.models.layers import NORMS, Style
+from p2p_jax.models.layers import NORMS, STATISTICS, Style
 from p2p_jax.optim import Optimizer, OptimOptions, build_optimizer, find_problems
 from p2p_jax.state import TrainState, create_state
 
@@ -242,6 +242,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         )
     },
     'discriminator.multiscale.scales': (lambda v: v >= 1, 'at least 1'),
+    'norm.statistics': (lambda v: v in STATISTICS, ' or '.join(STATISTICS)),
     'gan.weight': (lambda v: v >= 0, 'at least 0'),
     'gan.start_step': (lambda v: v >= 0, 'at least 0'),
     'gan.pretrain_steps': (lambda v: v >= 0, 'at least 0'),
@@ -385,6 +386,7 @@ def _build_network(
         conv_form=config.conv_form,
         norm_axis=AXIS if config.norm.sync else None,
         dtype=pick(DTYPES, config.dtype, 'dtype'),
+        statistics=config.norm.statistics,
     )
     return network(style=style, **options, **more)
 

@@ -9,6 +9,7 @@ verbs:
   evaluate   scores a checkpoint on the test split
   predict    applies a checkpoint to images of any size
   export     writes a checkpoint's generator to one file
+  import_torch  writes weights of PyTorch (pix2pix, CycleGAN, NAFNet) to one file
 
 flags of train:
   --config=FILE[:PRESET]  for example configs/sample.py, which needs no download; configs/sidd.py:nafnet
@@ -22,7 +23,7 @@ flags of audit and prepare:
 flags of evaluate:
   --workdir=DIR           of a training
   --checkpoint=WHICH      best (default), latest or a step
-  --model=FILE            instead of the two: a file that export wrote
+  --model=FILE            instead of the two: a file that export or import_torch wrote
   --output=FILE           of the numbers, as JSON
 
 flags of predict:
@@ -35,12 +36,19 @@ flags of export:
   --output=FILE           for example model.safetensors; must not exist
   --raw                   the weights themselves instead of their moving averages
 
+flags of import_torch:
+  --input=FILE            a state dict that torch.save wrote (which needs PyTorch), or the same as .safetensors
+  --output=FILE           for example model.safetensors; must not exist
+  --statistics=WHICH      of batch norm: running (default), gathered in training, or batch, those of the image at hand,
+                          as the reference pix2pix tests; dropout, which it then leaves on, is off here
+
 examples:
   python -m p2p_jax.main --config=configs/sample.py --workdir=runs/sample
   python -m p2p_jax.main audit --config=configs/polyu.py --config.data.dir=/path/to/polyu
   python -m p2p_jax.main evaluate --workdir=runs/sample --output=report.json
   python -m p2p_jax.main export --workdir=runs/sample --output=model.safetensors
   python -m p2p_jax.main predict --model=model.safetensors --input=photos --output=denoised
+  python -m p2p_jax.main import_torch --input=net_G.pth --output=model.safetensors
 """
 
 import difflib
@@ -63,6 +71,7 @@ _CHECKPOINT: flags.FlagHolder[str] = flags.DEFINE_string('checkpoint', 'best', '
 _INPUT: flags.FlagHolder[Any] = flags.DEFINE_string('input', None, 'File or folder.')
 _MODEL: flags.FlagHolder[Any] = flags.DEFINE_string('model', None, 'Model file.')
 _RAW = flags.DEFINE_bool('raw', False, 'The weights themselves instead of their moving averages.')
+_STATISTICS: flags.FlagHolder[str] = flags.DEFINE_string('statistics', 'running', 'running or batch.')
 _OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or folder.')
 
 
@@ -126,6 +135,16 @@ def _export(_: Any) -> None:
     export(Path(_WORKDIR.value), _CHECKPOINT.value, Path(_OUTPUT.value), raw=_RAW.value)
 
 
+def _import_torch(_: Any) -> None:
+    defaults = Path(__file__).parents[1] / 'configs' / 'default.py'
+    if not defaults.is_file():
+        raise UserError(f'import_torch needs {defaults}, and it is not there; run it from a checkout of the repository')
+    from p2p_jax.torch_weights import import_torch
+
+    config = runpy.run_path(str(defaults))['get_config']()
+    import_torch(Path(_INPUT.value), Path(_OUTPUT.value), config, _STATISTICS.value)
+
+
 # Verb: (what it does, the flags that it needs, the flags that it may have).
 _VERBS = {
     'train': (_train, ('config',), ('workdir',)),
@@ -134,6 +153,7 @@ _VERBS = {
     'evaluate': (_evaluate, (), ('workdir', 'model', 'checkpoint', 'output')),
     'predict': (_predict, ('input', 'output'), ('workdir', 'model', 'checkpoint')),
     'export': (_export, ('workdir', 'output'), ('checkpoint', 'raw')),
+    'import_torch': (_import_torch, ('input', 'output'), ('statistics',)),
 }
 
 

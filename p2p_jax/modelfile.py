@@ -1,4 +1,4 @@
-"""One-file models: a generator's weights as safetensors, with all that is needed to apply it in the header."""
+"""One-file models: a network's weights as safetensors, with all that is needed to apply it in the header."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from p2p_jax import __version__
 from p2p_jax.lookup import UserError
 
-VERSION = 1
+VERSION = 2
 _KEY = 'p2p_jax'  # of the header's entry
 PyTree = Any
 
@@ -26,10 +26,11 @@ class Facts:
 
     Attributes:
       config: complete, of the training.
-      step: of the checkpoint.
-      weights: 'ema', the moving averages, or 'raw'.
+      step: of the checkpoint; 0 for weights of another origin.
+      weights: 'ema', the moving averages, 'raw', or 'imported'.
       scale: side of the training examples over the side of the part of the photograph that they show.
-      scores: of the validation at that step: 'psnr' in dB, 'ssim', and those of the input.
+      scores: of the validation at that step, where known: 'psnr' in dB, 'ssim', and those of the input.
+      network: what the weights are of, 'generator' or 'discriminator'.
       folded: spectral norm is inside the kernels: the network is built without it.
       p2p_jax: the version that wrote the file.
     """
@@ -39,6 +40,7 @@ class Facts:
     weights: str
     scale: float
     scores: dict[str, float]
+    network: str = 'generator'
     folded: bool = False
     p2p_jax: str = __version__
 
@@ -80,7 +82,7 @@ def write(path: Path, variables: PyTree, facts: Facts) -> None:
 
     Args:
       path: of the file.
-      variables: of the generator, 'params' and 'batch_stats'.
+      variables: of the network, 'params' and 'batch_stats'.
       facts: what the header says.
     """
     flat = traverse_util.flatten_dict(variables, sep='|')
@@ -112,7 +114,7 @@ def read(path: Path) -> tuple[PyTree, Facts]:
     if header is None:
         raise UserError(
             f'--model={path}: its header is not one of p2p_jax; it was written by something else. '
-            'A model file is made by `python -m p2p_jax.main export`.'
+            'A model file is made by `python -m p2p_jax.main export`, or import_torch from weights of PyTorch.'
         )
     content = json.loads(header)
     if content.pop('version') > VERSION:

@@ -47,6 +47,7 @@ ORDER = [
     'p2p_jax.steps',
     'p2p_jax.checkpoint',
     'p2p_jax.modelfile',
+    'p2p_jax.torch_weights',
     'p2p_jax.report',
     'p2p_jax.datasets',
     'p2p_jax.inference',
@@ -115,7 +116,7 @@ def test_help_is_quick_and_light():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'export'):
+    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'export', 'import_torch'):
         assert f'\n  {verb} ' in done.stdout
 
 

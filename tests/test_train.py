@@ -281,6 +281,7 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
         ({'data.split': (0.7, 0.3)}, r'data.split=\(0.7, 0.3\): expected three positive shares'),
         ({'degrade.name': 'awgn+camera', 'data.channels': 1}, 'a camera has three channels; set data.channels=3'),
         ({'data.direction': 'AB'}, 'data.direction=AB: expected AtoB or BtoA'),
+        ({'norm.statistics': 'mean'}, 'norm.statistics=mean: expected running or batch'),
         ({'discriminator.patchgan.strided': 5}, 'leave nothing of a 16×16 image'),
         (
             {'optim.lr': -1.0, 'ema.decay': 1.0},

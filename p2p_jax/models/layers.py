@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'none': lambda x: x,
 }
 NORMS = ('batch', 'instance', 'spectral', 'group', 'none')
+STATISTICS = ('running', 'batch')
 FORMS = ('native', 'phase', 'gemm')
 # On the CPU the matrix product wins over XLA's convolution up to this height and width of the 2×2 convolution.
 _GEMM_UP_TO = 64
@@ -237,6 +238,33 @@ class Depthwise(nn.Module):
         return depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.form) + bias.astype(self.dtype)
 
 
+class PresentBatchNorm(nn.Module):
+    """Batch norm by the statistics of the images at hand, which changes nothing; its variables are `nn.BatchNorm`'s.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: of the result; the statistics are float32.
+      scale_init: of the scale.
+    """
+
+    epsilon: float
+    dtype: Any
+    scale_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param('scale', self.scale_init, shape)
+        bias = self.param('bias', nn.initializers.zeros, shape)
+        # Of no use here, but training updates them: the network has the same variables in either mode.
+        self.variable('batch_stats', 'mean', jnp.zeros, shape)
+        self.variable('batch_stats', 'var', jnp.ones, shape)
+        y = x.astype(jnp.float32)
+        y -= jnp.mean(y, axis=(0, 1, 2))
+        y *= jax.lax.rsqrt(jnp.mean(y**2, axis=(0, 1, 2)) + self.epsilon)
+        return (y * scale + bias).astype(self.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Style:
     """What the layers of one network share. Its methods are called inside a compact module, which owns the layers.
@@ -249,6 +277,8 @@ class Style:
       conv_form: form of the strided convolutions, or 'auto'.
       norm_axis: mapped axis over which batch norm sees the whole batch; None: each device sees its own part.
       dtype: of the computation; parameters and statistics stay float32.
+      statistics: what batch norm normalises by outside training: 'running' (those gathered in training) or 'batch'
+        (those of the images at hand, each device's own, as the reference pix2pix tests).
     """
 
     norm: str = 'none'
@@ -256,6 +286,7 @@ class Style:
     conv_form: str = 'auto'
     norm_axis: str | None = None
     dtype: Any = jnp.float32
+    statistics: str = 'running'
 
     @property
     def _use_bias(self) -> bool:
@@ -323,12 +354,14 @@ class Style:
         return self._apply(layer, x, update_spectral)
 
     def normalise(self, name: str, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises (n, h, w, c); batch norm by the batch's statistics in training, by running ones otherwise."""
+        """Normalises (n, h, w, c); batch norm by the batch's statistics in training, by `statistics` otherwise."""
 
         def scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
             return 1 + (self.init_std or 0.0) * jax.random.normal(key, shape, dtype)
 
         # epsilon and momentum are PyTorch's, so that the reference's weights mean the same here.
+        if self.norm == 'batch' and self.statistics == 'batch' and not train:
+            return PresentBatchNorm(1e-5, self.dtype, scale_init, name=name)(x)
         if self.norm == 'batch':
             return nn.BatchNorm(
                 use_running_average=not train,

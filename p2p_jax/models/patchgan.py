@@ -23,7 +23,7 @@ class PatchGAN(nn.Module):
     """Judges overlapping patches: `strided` layers of stride 2, `unstrided` ones of stride 1, and a head of stride 1.
 
     3 + 1 is the reference's 70×70 PatchGAN (2,768,705 parameters on six channels with batch norm). With `strided` 0
-    all kernels are 1×1: 0 + 1 is the reference's PixelGAN. The grids of the denoising study at 256² are 4 + 0
+    all kernels are 1×1: 0 + 2 is the reference's PixelGAN. The grids of the denoising study at 256² are 4 + 0
     (15 × 15), 4 + 1 (14 × 14) and 7 + 0 (1 × 1).
 
     Attributes:

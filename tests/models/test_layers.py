@@ -95,3 +95,20 @@ def test_batch_norm_moves_its_statistics_in_training_and_uses_them_otherwise():
     np.testing.assert_allclose(changed['batch_stats']['norm']['mean'], 0.1 * x.mean((0, 1, 2)), rtol=1e-4)
     y, _ = normalise('batch', x, train=False)  # fresh running statistics: mean 0, variance 1
     np.testing.assert_allclose(y, x, rtol=1e-4)
+
+
+def test_batch_norm_by_the_images_at_hand_is_that_of_training_and_changes_nothing():
+    x = 3 + jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 6, 2)), jnp.float32)
+    # With an axis that is not there: it asks no other device.
+    module = Normalised(Style('batch', 0.5, norm_axis='devices', statistics='batch'))
+    plain = Normalised(Style('batch', 0.5))
+    variables = module.init(jax.random.key(0), x, False)
+    jax.tree.map(np.testing.assert_array_equal, variables, plain.init(jax.random.key(0), x, False))
+    expected, _ = plain.apply(variables, x, True, mutable=['batch_stats'])
+    np.testing.assert_allclose(module.apply(variables, x, False), expected, atol=1e-5)
+    half = Normalised(Style('batch', 0.5, dtype=jnp.bfloat16, statistics='batch')).apply(variables, x, False)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), expected, atol=3e-2)
+    # In training it is plain batch norm, whose running statistics move.
+    synced = Normalised(Style('batch', 0.5, statistics='batch')).apply(variables, x, True, mutable=['batch_stats'])
+    np.testing.assert_allclose(synced[1]['batch_stats']['norm']['mean'], 0.1 * x.mean((0, 1, 2)), rtol=1e-4)

@@ -27,10 +27,10 @@ def test_reference_70_by_70():
 
 
 def test_pixel_gan_sees_one_pixel():
-    network = patchgan(0, 1)
+    network = patchgan(0, 2)  # the reference's
     assert network.receptive_field() == 1
     assert network.patch_grid((17, 9)) == (17, 9)
-    assert [layer.size for layer in network.layers()] == [1, 1]
+    assert [(layer.size, layer.features) for layer in network.layers()] == [(1, 2), (1, 4), (1, 1)]
 
 
 @pytest.mark.parametrize(('layers', 'grid'), [((4, 0), 15), ((4, 1), 14), ((7, 0), 1)])
