@@ -163,7 +163,7 @@ def test_n_and_n_steps_equal_2n_bit_for_bit(config, tmp_path, changes):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
     for name in ('whole', 'parts'):
-        assert sorted({line['step'] for line in read_log(tmp_path / name)}) == [2, 4, 6, 8]
+        assert sorted({line['step'] for line in read_log(tmp_path / name) if 'g/loss' in line}) == [2, 4, 6, 8]
 
 
 def test_patience_ends_a_training_and_more_of_it_goes_on(config, tmp_path, capsys):

@@ -81,12 +81,10 @@ def fmd(root: Path) -> None:
 def inria(root: Path, side: int = 64) -> None:
     for first, city in ((0, 'austin'), (100, 'tyrol-w')):
         for number in (1, 2, 5, 6, 7, 10, 11, 36):
-            mask = (picture(first + number, side, side)[..., 0] > 127).astype(np.uint8) * 255
+            photograph = picture(first + number, side, side)
+            mask = (photograph[..., 0] > 127).astype(np.uint8) * 255
             save(root / 'AerialImageDataset' / 'train' / 'gt' / f'{city}{number}.tif', mask)
-            save(
-                root / 'AerialImageDataset' / 'train' / 'images' / f'{city}{number}.tif',
-                picture(first + number + 50, side, side),
-            )
+            save(root / 'AerialImageDataset' / 'train' / 'images' / f'{city}{number}.tif', photograph)
     save(root / 'AerialImageDataset' / 'test' / 'images' / 'bellingham1.tif', picture(1, side, side))
 
 
