@@ -3,6 +3,7 @@
 from flax import linen as nn
 
 from p2p_jax.models.classical_unet import ClassicalUNet
+from p2p_jax.models.conditional import DCGANDiscriminator, DCGANGenerator, SNGANDiscriminator, SNGANGenerator
 from p2p_jax.models.nafnet import NAFNet
 from p2p_jax.models.patchgan import PatchGAN
 from p2p_jax.models.resnet import ResNetGenerator
@@ -15,5 +16,11 @@ GENERATORS: dict[str, type[nn.Module]] = {
     'nafnet': NAFNet,
     'resnet': ResNetGenerator,
     'resnet_unet': ResNetUNet,
+    'dcgan': DCGANGenerator,
+    'sngan': SNGANGenerator,
 }
-DISCRIMINATORS: dict[str, type[nn.Module]] = {'patchgan': PatchGAN}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    'patchgan': PatchGAN,
+    'dcgan': DCGANDiscriminator,
+    'sngan': SNGANDiscriminator,
+}
