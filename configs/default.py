@@ -71,6 +71,32 @@ def _add_more_generators(config: ConfigDict) -> None:
     config.generator.resnet_unet.init_std = 0.02  # kernels start as N(0, init_std)
 
 
+def _add_conditional_networks(config: ConfigDict) -> None:
+    """Adds the sections of the networks that make images of labels and noise, and of those that judge them."""
+    config.generator.dcgan = ConfigDict()
+    config.generator.dcgan.latent = 100  # numbers of noise
+    config.generator.dcgan.width = 64  # channels before the image; they double with each halving of the size
+    config.generator.dcgan.label_input = 'embedding'  # embedding | one_hot: what is joined to the noise
+    config.generator.dcgan.norm = 'batch'  # batch | instance | spectral | group | none
+    config.generator.dcgan.last_activation = 'tanh'  # tanh | sigmoid | none
+    config.generator.dcgan.init_std = 0.02  # kernels start as N(0, init_std)
+    config.generator.sngan = ConfigDict()
+    config.generator.sngan.latent = 128  # numbers of noise
+    config.generator.sngan.width = 64  # the unit of the channels; 64 is the paper's, at 32, 64 and 128 pixels
+    config.generator.sngan.norm = 'none'  # of the kernels: none | spectral; it has batch norm, of each class, anyway
+    config.generator.sngan.last_activation = 'tanh'  # tanh | sigmoid | none
+    config.discriminator.dcgan = ConfigDict()
+    config.discriminator.dcgan.width = 64  # channels of the first layer; they double with each layer
+    config.discriminator.dcgan.label_input = 'embedding'  # embedding | one_hot: the planes joined to the image
+    config.discriminator.dcgan.norm = 'batch'  # batch | instance | spectral | group | none
+    config.discriminator.dcgan.last_activation = 'none'  # none | sigmoid | …; vanilla needs none
+    config.discriminator.dcgan.init_std = 0.02  # kernels start as N(0, init_std)
+    config.discriminator.sngan = ConfigDict()
+    config.discriminator.sngan.width = 64  # the unit of the channels; 64 is the paper's, at 32, 64 and 128 pixels
+    config.discriminator.sngan.norm = 'spectral'  # spectral | none
+    config.discriminator.sngan.last_activation = 'none'  # none | sigmoid | …; vanilla needs none
+
+
 def _add_networks(config: ConfigDict) -> None:
     """Adds a section for each network: `name` chooses one, the section of that name has its options."""
     config.generator = ConfigDict()
@@ -104,6 +130,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.discriminator.multiscale.activation = 'leaky_relu'  # leaky_relu | relu | silu | tanh | sigmoid | none
     config.discriminator.multiscale.last_activation = 'none'  # none | sigmoid | …; vanilla needs none
     config.discriminator.multiscale.init_std = 0.02  # kernels start as N(0, init_std)
+    _add_conditional_networks(config)
 
 
 def _add_data(config: ConfigDict) -> None:

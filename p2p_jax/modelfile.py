@@ -46,7 +46,7 @@ class Facts:
 
 
 def fold_spectral_norm(variables: PyTree) -> PyTree:
-    """Returns variables whose kernels are divided by their largest singular value, as flax's SpectralNorm does.
+    """Returns variables whose kernels and embeddings are divided by their largest singular value, as by SpectralNorm.
 
     One power iteration from the stored vector, which is what a network in evaluation does; its vectors are left out.
 

@@ -3,6 +3,7 @@
 from flax import linen as nn
 
 from p2p_jax.models.classical_unet import ClassicalUNet
+from p2p_jax.models.conditional import DCGANDiscriminator, DCGANGenerator, SNGANDiscriminator, SNGANGenerator
 from p2p_jax.models.multiscale import MultiScale
 from p2p_jax.models.nafnet import NAFNet
 from p2p_jax.models.patchgan import PatchGAN
@@ -16,5 +17,13 @@ GENERATORS: dict[str, type[nn.Module]] = {
     'nafnet': NAFNet,
     'resnet': ResNetGenerator,
     'resnet_unet': ResNetUNet,
+    'dcgan': DCGANGenerator,
+    'sngan': SNGANGenerator,
 }
-DISCRIMINATORS: dict[str, type[nn.Module]] = {'patchgan': PatchGAN, 'multiscale': MultiScale}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    'patchgan': PatchGAN,
+    'multiscale': MultiScale,
+    'dcgan': DCGANDiscriminator,
+    'sngan': SNGANDiscriminator,
+}
+FROM_LABELS = frozenset({'dcgan', 'sngan'})  # in either table: the condition is a label, not an image

@@ -245,24 +245,27 @@ class PresentBatchNorm(nn.Module):
       epsilon: added to the variance.
       dtype: of the result; the statistics are float32.
       scale_init: of the scale.
+      affine: whether a scale and a shift of each channel follow.
     """
 
     epsilon: float
     dtype: Any
     scale_init: nn.initializers.Initializer
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
-        scale = self.param('scale', self.scale_init, shape)
-        bias = self.param('bias', nn.initializers.zeros, shape)
         # Of no use here, but training updates them: the network has the same variables in either mode.
         self.variable('batch_stats', 'mean', jnp.zeros, shape)
         self.variable('batch_stats', 'var', jnp.ones, shape)
         y = x.astype(jnp.float32)
         y -= jnp.mean(y, axis=(0, 1, 2))
         y *= jax.lax.rsqrt(jnp.mean(y**2, axis=(0, 1, 2)) + self.epsilon)
-        return (y * scale + bias).astype(self.dtype)
+        if self.affine:
+            y *= self.param('scale', self.scale_init, shape)
+            y += self.param('bias', nn.initializers.zeros, shape)
+        return y.astype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,8 +273,8 @@ class Style:
     """What the layers of one network share. Its methods are called inside a compact module, which owns the layers.
 
     Attributes:
-      norm: 'batch', 'instance', 'spectral', 'group' or 'none'; spectral norm goes on every convolution, whose kernel
-        then starts divided by its norm (flax does so; the function is the same).
+      norm: 'batch', 'instance', 'spectral', 'group' or 'none'; spectral norm goes on every convolution, dense layer and
+        embedding, whose kernel then starts divided by its norm (flax does so; the function is the same).
       init_std: standard deviation of the initial kernels (mean 0) and of the initial scales of norms (mean 1); None:
         kernels as in `kernel_initializer`, scales of 1.
       conv_form: form of the strided convolutions, or 'auto'.
@@ -353,30 +356,77 @@ class Style:
         layer = Depthwise(self.conv_form, self.init_std, self.dtype, name=name)
         return self._apply(layer, x, update_spectral)
 
+    def dense(
+        self, name: str, features: int, x: jax.Array, *, update_spectral: bool, use_bias: bool | None = None
+    ) -> jax.Array:
+        """A matrix product; x (n, c)."""
+        layer = nn.Dense(
+            features,
+            use_bias=self._use_bias if use_bias is None else use_bias,
+            kernel_init=kernel_initializer(self.init_std),
+            dtype=self.dtype,
+            name=name,
+        )
+        return self._apply(layer, x, update_spectral)
+
+    def embed(self, name: str, count: int, features: int, labels: jax.Array, *, update_spectral: bool) -> jax.Array:
+        """A row of `features` numbers for each of `count` labels; labels (n,).
+
+        Rows start with a norm of about 1, whatever `init_std`.
+        """
+        return self._apply(nn.Embed(count, features, dtype=self.dtype, name=name), labels, update_spectral)
+
+    def _init_scale(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return 1 + (self.init_std or 0.0) * jax.random.normal(key, shape, dtype)
+
+    def batch_norm(self, name: str, x: jax.Array, *, train: bool, affine: bool = True) -> jax.Array:
+        """Batch norm of (n, h, w, c), whatever `norm`; `affine`: followed by a scale and a shift of each channel."""
+        # epsilon and momentum are PyTorch's, so that the reference's weights mean the same here.
+        if self.statistics == 'batch' and not train:
+            return PresentBatchNorm(1e-5, self.dtype, self._init_scale, affine, name=name)(x)
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            use_scale=affine,
+            use_bias=affine,
+            dtype=self.dtype,
+            axis_name=self.norm_axis,
+            scale_init=self._init_scale,
+            name=name,
+        )(x)
+
+    def conditional_batch_norm(
+        self, name: str, x: jax.Array, labels: jax.Array, classes: int, *, train: bool
+    ) -> jax.Array:
+        """Batch norm whose scale and shift are the class's own (Dumoulin et al. 2017; de Vries et al. 2017).
+
+        Args:
+          name: of the norm.
+          x: (n, h, w, c).
+          labels: int32 (n,).
+          classes: number of classes; one makes it plain batch norm.
+          train: whether the batch's statistics are used, or the running ones; either is that of all classes together.
+        """
+        if classes == 1:
+            return self.batch_norm(name, x, train=train)
+        x = self.batch_norm(name, x, train=train, affine=False)
+        # Spectral norm would divide a table of ones by the root of its size.
+        scale, shift = (
+            nn.Embed(classes, x.shape[-1], dtype=self.dtype, embedding_init=init, name=f'{name}_{part}')(labels)
+            for part, init in (('scale', self._init_scale), ('shift', nn.initializers.zeros))
+        )
+        return x * scale[:, None, None] + shift[:, None, None]
+
     def normalise(self, name: str, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises (n, h, w, c); batch norm by the batch's statistics in training, by `statistics` otherwise."""
-
-        def scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-            return 1 + (self.init_std or 0.0) * jax.random.normal(key, shape, dtype)
-
-        # epsilon and momentum are PyTorch's, so that the reference's weights mean the same here.
-        if self.norm == 'batch' and self.statistics == 'batch' and not train:
-            return PresentBatchNorm(1e-5, self.dtype, scale_init, name=name)(x)
         if self.norm == 'batch':
-            return nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                dtype=self.dtype,
-                axis_name=self.norm_axis,
-                scale_init=scale_init,
-                name=name,
-            )(x)
+            return self.batch_norm(name, x, train=train)
         if self.norm == 'instance':
             return nn.InstanceNorm(epsilon=1e-5, use_bias=False, use_scale=False, dtype=self.dtype, name=name)(x)
         if self.norm == 'group':
             groups = math.gcd(32, x.shape[-1])
-            return nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, scale_init=scale_init, name=name)(x)
+            return nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, scale_init=self._init_scale, name=name)(x)
         if self.norm in ('spectral', 'none'):
             return x
         raise ValueError(f'norm={self.norm!r}: expected one of {", ".join(NORMS)}')

@@ -15,7 +15,7 @@ def image(height: int, width: int, n: int = 1, channels: int = 3) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).normal(size=(n, height, width, channels)), jnp.float32)
 
 
-def shapes_of(network: nn.Module, x: jax.Array) -> Any:
+def shapes_of(network: nn.Module, x: Any) -> Any:
     """The shapes of the network's variables."""
     return jax.eval_shape(lambda: network.init(jax.random.key(0), x, train=False))
 
@@ -26,13 +26,13 @@ def count_parameters(network: nn.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
 
 
-def draw(network: nn.Module, x: jax.Array) -> dict[str, Any]:
+def draw(network: nn.Module, x: Any) -> dict[str, Any]:
     """Variables of which none is 0: kernels keep the size of a signal, scales and variances lie around 1."""
     random = np.random.default_rng(1)
 
     def one(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
-        if leaf.ndim == 4:
-            return random.normal(0, np.prod(leaf.shape[:3]) ** -0.5, leaf.shape).astype(np.float32)
+        if path[-1].key == 'kernel':
+            return random.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
         if path[-1].key in ('scale', 'var'):
             return random.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         return random.normal(0, 0.5, leaf.shape).astype(np.float32)
@@ -41,7 +41,7 @@ def draw(network: nn.Module, x: jax.Array) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def run(network: nn.Module, variables: Any, x: jax.Array, train: bool = False, seed: int = 0) -> jax.Array:
+def run(network: nn.Module, variables: Any, x: Any, train: bool = False, seed: int = 0) -> jax.Array:
     """The network's output, compiled as a whole; `seed` is that of dropout."""
     y, _ = network.apply(variables, x, train=train, rngs={'dropout': jax.random.key(seed)}, mutable=['batch_stats'])
     return y
@@ -89,7 +89,7 @@ def check_dropout(network: nn.Module, x: jax.Array) -> None:
     assert float(jnp.abs(results[0] - results[1]).max()) > 1e-3
 
 
-def check_bfloat16(full: nn.Module, half: nn.Module, x: jax.Array) -> None:
+def check_bfloat16(full: nn.Module, half: nn.Module, x: Any) -> None:
     """In bfloat16 the network gives nearly the same, and its parameters stay float32."""
     variables = draw(full, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(half, x))} == {np.dtype('float32')}
@@ -111,12 +111,16 @@ def from_torch(network: Any) -> dict[str, Any]:
             array = array.transpose(2, 3, 0, 1)[::-1, ::-1]
         elif array.ndim == 4:
             array = array.transpose(2, 3, 1, 0)
+        elif isinstance(modules[module], torch.nn.Linear):
+            array = array.T
         if leaf == 'num_batches_tracked':
             continue
         kind = 'batch_stats' if leaf.startswith('running_') else 'params'
         leaf = {'running_mean': 'mean', 'running_var': 'var'}.get(leaf, leaf)
         if leaf == 'weight':
-            leaf = 'kernel' if array.ndim == 4 else 'scale'
+            leaf = 'kernel' if array.ndim > 1 else 'scale'
+        if isinstance(modules[module], torch.nn.Embedding):
+            leaf = 'embedding'
         node = variables[kind]
         for name in module.split('.'):
             node = node.setdefault(name, {}) if name else node
@@ -124,13 +128,20 @@ def from_torch(network: Any) -> dict[str, Any]:
     return variables
 
 
-def check_equals_torch(network: nn.Module, reference: Any, x: jax.Array) -> float:
-    """Outside training, outputs agree to 1e-4 on the reference's weights; returns the largest error."""
+def check_equals_torch(network: nn.Module, reference: Any, x: Any) -> float:
+    """Outside training, outputs agree to 1e-4 on the reference's weights; returns the largest error.
+
+    `x` may be a tuple, which the reference takes as one as well, images as PyTorch has them.
+    """
     import torch  # noqa: PLC0415
+
+    def to_torch(leaf: jax.Array) -> Any:
+        array = np.asarray(leaf)
+        return torch.tensor(array.transpose(0, 3, 1, 2) if array.ndim == 4 else array)
 
     random = torch.Generator().manual_seed(0)
     for name, value in reference.state_dict().items():
-        if value.ndim == 4:
+        if value.ndim > 1:
             fan_in = value[0].numel()
             value.copy_(torch.randn(value.shape, generator=random) * fan_in**-0.5)
         elif value.ndim:
@@ -143,7 +154,7 @@ def check_equals_torch(network: nn.Module, reference: Any, x: jax.Array) -> floa
     for kind in variables:
         assert jax.tree.map(np.shape, variables[kind]) == jax.tree.map(lambda leaf: leaf.shape, shapes.get(kind, {}))
     with torch.no_grad():
-        expected = reference.eval()(torch.tensor(np.asarray(x).transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+        expected = reference.eval()(jax.tree.map(to_torch, x)).numpy().transpose(0, 2, 3, 1)
     y = run(network, variables, x)
     assert float(expected.std()) > 0.05  # the image is not all of one value
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)

@@ -6,6 +6,9 @@ from flax import linen as nn
 
 from p2p_jax.lookup import UserError
 from p2p_jax.models.layers import FORMS, NORMS, Strided, Style, choose_form, downsample, upsample
+from tests.models.generators import draw, image
+
+LABELS = jnp.array([0, 2, 1, 2], jnp.int32)
 
 
 def arrays(height, width, channels=3, features=5):
@@ -112,3 +115,99 @@ def test_batch_norm_by_the_images_at_hand_is_that_of_training_and_changes_nothin
     # In training it is plain batch norm, whose running statistics move.
     synced = Normalised(Style('batch', 0.5, statistics='batch')).apply(variables, x, True, mutable=['batch_stats'])
     np.testing.assert_allclose(synced[1]['batch_stats']['norm']['mean'], 0.1 * x.mean((0, 1, 2)), rtol=1e-4)
+
+
+class ByClass(nn.Module):
+    classes: int
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        labels, features = x
+        style = Style(norm_axis=self.axis)
+        return style.conditional_batch_norm('norm', features, labels, self.classes, train=train)
+
+
+def test_conditional_batch_norm_against_its_formula():
+    x = LABELS, image(5, 6, 4)
+    features = np.asarray(x[1], np.float64)
+    network = ByClass(3)
+    fresh = network.init(jax.random.key(0), x, train=False)
+    assert set(fresh['params']) == {'norm_scale', 'norm_shift'}
+    np.testing.assert_allclose(network.apply(fresh, x, train=False), x[1] / np.sqrt(1 + 1e-5), rtol=1e-5)
+
+    variables = draw(network, x)
+    scale, shift = (variables['params'][f'norm_{name}']['embedding'][LABELS] for name in ('scale', 'shift'))
+    mean, variance = features.mean((0, 1, 2)), features.var((0, 1, 2))
+    y, changed = network.apply(variables, x, train=True, mutable=['batch_stats'])
+    expected = (features - mean) / np.sqrt(variance + 1e-5) * scale[:, None, None] + shift[:, None, None]
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    old, new = variables['batch_stats']['norm'], changed['batch_stats']['norm']
+    np.testing.assert_allclose(new['mean'], 0.9 * old['mean'] + 0.1 * mean, atol=1e-5)
+    np.testing.assert_allclose(new['var'], 0.9 * old['var'] + 0.1 * variance, atol=1e-5)
+    expected = (features - old['mean']) / np.sqrt(old['var'] + 1e-5) * scale[:, None, None] + shift[:, None, None]
+    np.testing.assert_allclose(network.apply(variables, x, train=False), expected, atol=1e-5)
+
+    # Over a mapped axis, two halves are normalised as the whole.
+    halves = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), x)
+    synchronised = ByClass(3, 'batch')
+    z, _ = jax.vmap(
+        lambda half: synchronised.apply(variables, half, train=True, mutable=['batch_stats']), axis_name='batch'
+    )(halves)
+    np.testing.assert_allclose(z.reshape(y.shape), y, atol=1e-5)
+
+
+def test_conditional_batch_norm_of_one_class_is_batch_norm():
+    network, x = ByClass(1), (LABELS, image(5, 6, 4))
+    variables = draw(network, x)
+    plain = nn.BatchNorm(momentum=0.9, use_running_average=True)
+    expected = plain.apply({kind: leaves['norm'] for kind, leaves in variables.items()}, x[1])
+    np.testing.assert_allclose(network.apply(variables, x, train=False), expected, atol=1e-6)
+
+
+class Matrices(nn.Module):
+    """A dense layer and an embedding."""
+
+    style: Style
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        labels, features = x
+        y = self.style.dense('dense', 40, features, update_spectral=train, use_bias=True)
+        return y, self.style.embed('embed', 3, 40, labels, update_spectral=train)
+
+
+def test_dense_layers_and_embeddings():
+    x = LABELS, image(1, 30, 4)[:, 0, :, 0]
+    variables = draw(Matrices(Style()), x)
+    dense, embed = (variables['params'][name] for name in ('dense', 'embed'))
+    y, rows = Matrices(Style()).apply(variables, x, train=False)
+    np.testing.assert_allclose(y, x[1] @ dense['kernel'] + dense['bias'], atol=1e-5)
+    np.testing.assert_array_equal(rows, embed['embedding'][LABELS])
+
+    for std in (None, 0.02):
+        params = Matrices(Style(init_std=std)).init(jax.random.key(0), x, train=False)['params']
+        kernel = np.asarray(params['dense']['kernel'])
+        np.testing.assert_allclose(kernel.std(), std or (3 * 30) ** -0.5, rtol=0.05)
+        if std is None:
+            assert 0.98 < np.abs(kernel).max() * 30**0.5 <= 1
+        np.testing.assert_allclose(np.linalg.norm(params['embed']['embedding'], axis=1), 1, atol=0.3)
+
+
+def test_spectral_norm_of_dense_layers_and_embeddings():
+    """Power iterations lead to kernels whose largest singular value is 1."""
+    x = LABELS, image(1, 30, 4)[:, 0, :, 0]
+    network = Matrices(Style('spectral'))
+    variables = draw(network, x)
+    step = jax.jit(lambda v: {**v, **network.apply(v, x, train=True, mutable=['batch_stats'])[1]})
+    for _ in range(100):
+        variables = step(variables)
+    y, rows = network.apply(variables, x, train=False)
+    dense, embed = (variables['params'][name] for name in ('dense', 'embed'))
+    sigmas = [np.linalg.norm(matrix, 2) for matrix in (dense['kernel'], embed['embedding'])]
+    np.testing.assert_allclose(y, x[1] @ dense['kernel'] / sigmas[0] + dense['bias'], atol=1e-3)
+    np.testing.assert_allclose(rows, embed['embedding'][LABELS] / sigmas[1], atol=1e-3)
+    for key in variables['batch_stats']:
+        name = key.removesuffix('_spectral')
+        sigma = variables['batch_stats'][key][f'{name}/{"kernel" if name == "dense" else "embedding"}/sigma']
+        np.testing.assert_allclose(sigma, sigmas[name == 'embed'], rtol=1e-3)
