@@ -140,6 +140,8 @@ def _add_data(config: ConfigDict) -> None:
     # polyu_full | inria | fmd | crops | cifar10 | pairs | list | ffhq | side_by_side | labelled | clean | tfds | sample
     config.data.layout = 'auto'
     config.data.dir = optional(str)  # its folder; for tfds the name of a set, such as cifar10
+    # Names of the classes, where labels are what images are made from; () takes those that the data have.
+    config.data.classes = ()
     config.data.direction = 'AtoB'  # A is the input and B the target; BtoA exchanges them
     config.data.channels = 3  # of the images inside the networks: 3 | 1; files of other kinds are converted
     config.data.mask_values = ()  # the values that masks (side A) may have; () where A is no mask
@@ -291,6 +293,8 @@ def get_config() -> ConfigDict:
     # λ of feature matching: D's layers should see the same in output and target; pix2pixHD's is 10, in any value_range.
     config.gan.feature_weight = 0.0
     config.gan.label_smoothing = 0.0  # vanilla and lsgan: D's target on real images is 1 less this
+    # What D is shown of every image, real or generated, is changed first by color, translation, cutout (DiffAugment).
+    config.gan.augment = ()
     # Penalties on D's gradient by the image; they are meant for a D without batch norm, which mixes images.
     config.gan.r1_weight = 0.0  # γ of R1, in any mode; 0: none
     config.gan.gp_weight = 10.0  # λ of the penalty that belongs to wgan_gp; the other modes have none

@@ -15,6 +15,7 @@ from p2p_jax.data import LAYOUTS
 from p2p_jax.data.audit import Audit, audit, measure
 from p2p_jax.data.prepared import check_same, prepared_folder
 from p2p_jax.data.records import SPLITS, Found, Record, Selection, Splits, cut, find, limit
+from p2p_jax.job import takes_labels
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.metrics import SSIM_WINDOW
 
@@ -141,13 +142,45 @@ def find_splits(config: ml_collections.ConfigDict, names: Sequence[str], say: Ca
     layout, found = _found(config)
     if config.data.layout == 'auto' or layout == 'prepared':
         say(f'data.layout={layout}: recognised in {config.data.dir}')
-    if config.degrade.name == 'none' and any(record.input is None for record in found.records):
+    if takes_labels(config):
+        if any(record.label is None for record in found.records):
+            raise UserError(
+                f'data.layout={layout}: this set has no labels, and generator.name={config.generator.name} makes '
+                'images from labels. Folders of classes are data.layout=labelled; images become images with '
+                'generator.name=unet.'
+            )
+    elif config.degrade.name == 'none' and any(record.input is None for record in found.records):
         what = 'labels' if found.classes else 'clean images alone'
+        other = ' Images from labels are configs/cifar10.py.' if found.classes else ''
         raise UserError(
             f'data.layout={layout}: this set has {what}, no input images. Choose the degradation that makes the '
-            'inputs, for example --config.degrade.name=poisson_gaussian.'
+            f'inputs, for example --config.degrade.name=poisson_gaussian.{other}'
         )
     return _ready(config, found, names, say)
+
+
+def with_classes(config: ml_collections.ConfigDict, splits: Splits) -> ml_collections.ConfigDict:
+    """Returns the configuration with the names of the labels in `data.classes`, where the generator takes labels.
+
+    Raises:
+      UserError: it has other names already, or a class has no training example.
+    """
+    if not takes_labels(config):
+        return config
+    names = {r.label: r.attributes['class'] for records in splits.values() for r in records if r.label is not None}
+    classes = tuple(names[label] for label in sorted(names))
+    missing = sorted(set(names) - {record.label for record in splits['train']})
+    if missing:
+        listed = ', '.join(names[label] for label in missing)
+        raise UserError(f'data.dir={config.data.dir!r}: no training images of the classes {listed}')
+    if tuple(config.data.classes) not in ((), classes):
+        raise UserError(
+            f'data.classes={tuple(config.data.classes)}, but data.dir={config.data.dir!r} has {classes}; set it to '
+            'them, or to () for whatever is there'
+        )
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.data.classes = classes
+    return config.lock()
 
 
 def describe(splits: Splits) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -17,6 +18,7 @@ from p2p_jax.data.pipeline import Shard, evaluation_batches, split_over_devices
 from p2p_jax.data.records import Record
 from p2p_jax.datasets import check_stored_splits, find_splits
 from p2p_jax.job import AXIS, Job
+from p2p_jax.lookup import UserError
 from p2p_jax.metrics import EvaluationMetrics
 from p2p_jax.steps import evaluation_step
 
@@ -81,6 +83,28 @@ def build_evaluator(
     return evaluate
 
 
+def build_sampler(job: Job, config: ml_collections.ConfigDict) -> Callable[[Any], list[list[np.ndarray]]]:
+    """Returns a function of the generator's variables that makes a row of images of each class, (h, w, c) in [0, 1].
+
+    The noise is the same each time; there are `eval.pictures` images in a row.
+    """
+    count = config.eval.pictures
+    labels = jnp.repeat(jnp.arange(len(job.classes), dtype=jnp.int32), count)
+
+    @jax.jit
+    def make(variables: Any) -> jax.Array:
+        given = job.given(labels, jax.random.split(jax.random.key(config.seed), len(labels)))
+        output: Any = job.generator.apply(variables, given, train=False)
+        return job.from_network(output)
+
+    def sample(variables: Any) -> list[list[np.ndarray]]:
+        """Makes the rows."""
+        made = list(np.asarray(make(variables))) if count else []
+        return [made[i : i + count] for i in range(0, len(made), count)] if count else []
+
+    return sample
+
+
 def _scores(total: EvaluationMetrics) -> dict[str, Any]:
     values = {name: float(value) for name, value in total.compute().items()}
     sides = {side: {m: values[f'{side}_{m}'] for m in ('psnr', 'ssim')} for side in ('input', 'output')}
@@ -107,8 +131,10 @@ def evaluate_model(model: inference.Model, output: Path | None = None, picture: 
       picture: a PNG file to draw the first examples to.
 
     Raises:
-      UserError: something wrong with the data.
+      UserError: something wrong with the data, or a model that makes images from labels.
     """
+    if model.job.classes:
+        raise UserError(f'{model.origin} makes images from labels: there is no target for PSNR and SSIM')
     splits = find_splits(model.config, ['test'])
     check_stored_splits(model.origin, splits)
     print(f'{model}, {len(splits["test"])} test examples …', flush=True)

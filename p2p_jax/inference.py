@@ -205,8 +205,10 @@ def predict(model: Model, source: Path, output: Path) -> int:
       The number of images written.
 
     Raises:
-      UserError: unreadable input, or a result that exists; nothing was written then.
+      UserError: unreadable input, a result that exists, or a model that takes no images; nothing was written then.
     """
+    if model.job.classes:
+        raise UserError(f'{model.origin} makes images from labels ({", ".join(model.job.classes)}), not from images')
     plan = _plan(source, output)
     print(f'{model}; {len(plan)} images', flush=True)
 

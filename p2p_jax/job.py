@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
+from p2p_jax.augment import AUGMENTATIONS, augment
 from p2p_jax.data.degrade import DEGRADATIONS, Degradation, chain, cut_blur
 from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.losses import GAN_LOSSES, LEAST_SIZES, PIXEL_LOSSES, GanLoss, PixelLoss
 from p2p_jax.metrics import SSIM_WINDOW
-from p2p_jax.models import DISCRIMINATORS, GENERATORS
+from p2p_jax.models import DISCRIMINATORS, FROM_LABELS, GENERATORS
 from p2p_jax.models.layers import NORMS, STATISTICS, Style
 from p2p_jax.optim import Optimizer, OptimOptions, build_optimizer, find_problems
 from p2p_jax.state import TrainState, create_state
@@ -41,6 +42,7 @@ class Adversary:
       feature_weight: λ of feature matching; 0: none.
       r1_weight: γ of the R1 penalty; 0: none.
       gp_weight: λ of WGAN-GP's penalty; 0: none.
+      augmentation: maps an image (h, w, c) in the value range and a key to what D is shown of it; None: the image.
     """
 
     network: nn.Module
@@ -53,6 +55,11 @@ class Adversary:
     feature_weight: float
     r1_weight: float
     gp_weight: float
+    augmentation: Callable[[jax.Array, jax.Array], jax.Array] | None
+
+    def shown(self, images: jax.Array, keys: jax.Array) -> jax.Array:
+        """Returns what D is shown of (n, h, w, c), with a key for each example."""
+        return jax.vmap(self.augmentation)(images, keys) if self.augmentation else images
 
     @property
     def penalised(self) -> bool:
@@ -65,7 +72,8 @@ class Job:
     """What is trained, as functions: what differs between two jobs differs here.
 
     Attributes:
-      generator: G(condition).
+      generator: G(condition), or, where conditions are labels, G((labels, noise)).
+      classes: the names of the labels; () where conditions are images.
       optimizer: its optimiser.
       adversary: None where the generator trains alone.
       pixel_losses: name to (loss, weight).
@@ -77,6 +85,7 @@ class Job:
     """
 
     generator: nn.Module
+    classes: tuple[str, ...]
     optimizer: Optimizer
     adversary: Adversary | None
     pixel_losses: dict[str, tuple[PixelLoss, float]]
@@ -124,7 +133,21 @@ class Job:
     def create_state(self, seed: int, size: tuple[int, int, int]) -> TrainState:
         """Returns the state at step 0; see `state.create_state`."""
         adversary = (self.adversary.network, self.adversary.optimizer) if self.adversary else None
-        return create_state(seed, size, (self.generator, self.optimizer), adversary, self.ema_decay > 0)
+        image = jnp.zeros((1, *size))
+        condition = jnp.zeros((1,), jnp.int32) if self.classes else image
+        inputs = (self.given(condition, jax.random.split(jax.random.key(seed), 1)), condition, image)
+        return create_state(seed, inputs, (self.generator, self.optimizer), adversary, self.ema_decay > 0)
+
+    def given(self, condition: jax.Array, keys: jax.Array) -> Any:
+        """Returns what the generator is given: the images, or the labels with noise from N(0, 1).
+
+        Args:
+          condition: (n, h, w, c) in the value range, or int32 (n,).
+          keys: (n,), one of each example's noise.
+        """
+        if not self.classes:
+            return condition
+        return condition, jax.vmap(lambda key: jax.random.normal(key, (self.generator.latent,)))(keys)
 
     def to_network(self, image: jax.Array) -> jax.Array:
         """Maps [0, 1] to the value range."""
@@ -139,16 +162,20 @@ class Job:
     def images(
         self, batch: dict[str, jax.Array], key: jax.Array, *, training: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns condition and target as float32 in [0, 1].
+        """Returns condition and target as float32 in [0, 1]; labels stay as they are.
 
         Args:
-          batch: 'condition', 'target' (n, h, w, c) in their stored integers; 'index' (n,).
+          batch: 'condition', 'target' (n, h, w, c) in their stored integers, or the condition int32 (n,); 'index' (n,).
           key: of the degradations, together with each example's index.
           training: what else is drawn for each example happens as well.
         """
-        condition, target = (
-            batch[name].astype(jnp.float32) / jnp.iinfo(batch[name].dtype).max for name in ('condition', 'target')
-        )
+
+        def scaled(name: str) -> jax.Array:
+            return batch[name].astype(jnp.float32) / jnp.iinfo(batch[name].dtype).max
+
+        if self.classes:
+            return batch['condition'], scaled('target')
+        condition, target = scaled('condition'), scaled('target')
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch['index'])
         if self.degradation:
             condition = jax.vmap(self.degradation)(condition, keys)
@@ -248,6 +275,9 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'gan.pretrain_steps': (lambda v: v >= 0, 'at least 0'),
     'gan.d_steps': (lambda v: v >= 1, 'at least 1'),
     'gan.feature_weight': (lambda v: v >= 0, 'at least 0'),
+    'generator.dcgan.latent': (lambda v: v >= 1, 'at least 1'),
+    'generator.sngan.latent': (lambda v: v >= 1, 'at least 1'),
+    'data.classes': (lambda v: len(set(v)) == len(v), 'different names, or ()'),
     'gan.label_smoothing': (_shares, 'in [0, 1)'),
     'gan.r1_weight': (lambda v: v >= 0, 'at least 0'),
     'gan.gp_weight': (lambda v: v > 0, 'more than 0'),
@@ -327,6 +357,43 @@ def _check_losses(config: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
+def takes_labels(config: ml_collections.ConfigDict) -> bool:
+    """Whether the generator makes images from labels, not from images."""
+    return config.generator.name in FROM_LABELS
+
+
+def _check_conditions(config: ml_collections.ConfigDict) -> list[str]:
+    """Finds what does not go with conditions that are labels, or with those that are images."""
+    network, values = config.generator.name, flatten(config.to_dict())
+    if not takes_labels(config):
+        if config.gan.weight and config.discriminator.name in FROM_LABELS:
+            return [f'discriminator.name={config.discriminator.name}: it judges by labels, but {network} takes images']
+        return [] if not config.data.classes else [f'data.classes: generator.name={network} takes images; expected ()']
+    problems = [] if config.gan.weight else ['gan.weight=0: without a discriminator nothing says what labels look like']
+    if config.discriminator.name not in FROM_LABELS:
+        known = ', '.join(sorted(FROM_LABELS))
+        problems.append(
+            f'discriminator.name={config.discriminator.name}: generator.name={network} makes images from labels; '
+            f'expected one of {known}'
+        )
+    without: dict[str, Any] = dict.fromkeys(
+        [key for key in values if key.startswith('loss.') and key.endswith('.weight')], 0
+    )
+    without |= {'degrade.name': 'none', 'data.mixup': 0, 'data.cut_blur': 0, 'gan.feature_weight': 0}
+    without |= {'train.patience': None}
+    problems += [
+        f'{key}={values[key]}: generator.name={network} makes images from labels, which have no target; expected {none}'
+        for key, none in without.items()
+        if values[key] != none
+    ]
+    for key, options in _optim_options(config).items():
+        if options.schedule == 'plateau' and options.plateau_metric != 'loss':
+            problems.append(
+                f'{key}.plateau_metric={options.plateau_metric}: images from labels have none; expected loss'
+            )
+    return problems
+
+
 def _optim_options(config: ml_collections.ConfigDict) -> dict[str, OptimOptions]:
     """Returns each network's options by the section's key; what the discriminator's leaves open is shared."""
     shared = config.optim.to_dict()
@@ -366,7 +433,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.gan.weight and not any(weights.values()):
         problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
     if not problems:  # these compare values that are right by themselves
-        problems = _check_losses(config) + _check_optim(config)
+        problems = _check_losses(config) + _check_optim(config) + _check_conditions(config)
     if problems:
         raise UserError(f'the configuration has {len(problems)} bad values:{shortlist(problems)}')
 
@@ -394,8 +461,11 @@ def _build_network(
 def _build_adversary(config: ml_collections.ConfigDict, steps: int) -> Adversary | None:
     if not config.gan.weight:
         return None
-    network = _build_network(config, 'discriminator', DISCRIMINATORS)
+    of_labels = {'classes': len(config.data.classes), 'size': config.data.crop_size} if takes_labels(config) else {}
+    network = _build_network(config, 'discriminator', DISCRIMINATORS, **of_labels)
     gan = config.gan
+    for name in gan.augment:
+        pick(AUGMENTATIONS, name, 'gan.augment')
     loss = pick(GAN_LOSSES, gan.mode, 'gan.mode')(gan.label_smoothing)
     last = config.discriminator[config.discriminator.name].last_activation
     if loss.on_logits and last != 'none':
@@ -403,6 +473,7 @@ def _build_adversary(config: ml_collections.ConfigDict, steps: int) -> Adversary
             f'gan.mode={gan.mode!r} works on logits: with discriminator.{config.discriminator.name}.'
             f'last_activation={last!r} they would be bounded. Set that to none, or take gan.mode=lsgan.'
         )
+    augmentation = functools.partial(augment, policy=tuple(gan.augment), value_range=tuple(config.value_range))
     key = 'optim.discriminator'
     return Adversary(
         network=network,
@@ -415,6 +486,7 @@ def _build_adversary(config: ml_collections.ConfigDict, steps: int) -> Adversary
         feature_weight=gan.feature_weight,
         r1_weight=gan.r1_weight,
         gp_weight=gan.gp_weight if loss.gradient_penalty else 0.0,
+        augmentation=augmentation if gan.augment else None,
     )
 
 
@@ -448,8 +520,14 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
     """
     check(config)
     value_range = tuple(config.value_range)
+    options = {'out_channels': config.data.channels}
+    if takes_labels(config):
+        if not config.data.classes:
+            raise UserError(f'data.classes=(): generator.name={config.generator.name} needs the names of the labels')
+        options |= {'classes': len(config.data.classes), 'size': config.data.crop_size}
     return Job(
-        generator=_build_network(config, 'generator', GENERATORS, out_channels=config.data.channels),
+        generator=_build_network(config, 'generator', GENERATORS, **options),
+        classes=tuple(config.data.classes),
         optimizer=build_optimizer(_optim_options(config)['optim'], steps),
         adversary=_build_adversary(config, steps),
         pixel_losses={

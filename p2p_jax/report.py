@@ -36,28 +36,32 @@ def _colours(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.rint(image * 255).astype(np.uint8), (*image.shape[:2], 3))
 
 
-def grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> np.ndarray:
-    """Returns one picture with a row for each example and a caption over each column.
+def grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str] = (), names: Sequence[str] = ()) -> np.ndarray:
+    """Returns one picture with a row for each example.
 
     Args:
       rows: for each example its images, float (h, w, 1 or 3) in [0, 1], of equal size within the row.
-      captions: one for each column.
+      captions: one over each column, or none.
+      names: one before each row, or none.
 
     Returns:
       uint8 (height, width, 3).
     """
     tiles = [[_colours(centre_crop(image, _LARGEST)) for image in row] for row in rows]
-    width = max(sum(tile.shape[1] + _GAP for tile in row) for row in tiles) - _GAP
-    height = _CAPTION + sum(row[0].shape[0] + _GAP for row in tiles) - _GAP
+    font = ImageFont.load_default(16)
+    margin = max((round(font.getlength(name)) + 2 * _GAP for name in names), default=0)
+    width = margin + max(sum(tile.shape[1] + _GAP for tile in row) for row in tiles) - _GAP
+    top = _CAPTION if captions else 0
+    height = top + sum(row[0].shape[0] + _GAP for row in tiles) - _GAP
     canvas = Image.new('RGB', (width, height), 'white')
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
-    left = 0
-    for tile, caption in zip(tiles[0], captions, strict=True):
+    draw = ImageDraw.Draw(canvas)
+    left = margin
+    for tile, caption in zip(tiles[0], captions or [''] * len(tiles[0]), strict=True):
         draw.text((left + _GAP, 2), caption, fill='black', font=font)
         left += tile.shape[1] + _GAP
-    top = _CAPTION
-    for row in tiles:
-        left = 0
+    for row, name in zip(tiles, names or [''] * len(tiles), strict=True):
+        draw.text((_GAP, top + row[0].shape[0] // 2 - 8), name, fill='black', font=font)
+        left = margin
         for tile in row:
             canvas.paste(Image.fromarray(tile), (left, top))
             left += tile.shape[1] + _GAP

@@ -64,8 +64,8 @@ class TrainState(flax.struct.PyTreeNode):
         return self.generator.variables if self.ema is None else self.ema
 
 
-def _init(network: nn.Module, optimizer: Optimizer, key: jax.Array, *images: jax.Array) -> NetworkState:
-    variables = network.init({'params': key}, *images, train=False)
+def _init(network: nn.Module, optimizer: Optimizer, key: jax.Array, *inputs: PyTree) -> NetworkState:
+    variables = network.init({'params': key}, *inputs, train=False)
     params = variables['params']
     opt_state = optimizer.transformation.init(params)
     return NetworkState(params, variables.get('batch_stats', {}), opt_state, Plateau.fresh())
@@ -73,7 +73,7 @@ def _init(network: nn.Module, optimizer: Optimizer, key: jax.Array, *images: jax
 
 def create_state(
     seed: int,
-    size: tuple[int, int, int],
+    inputs: tuple[PyTree, PyTree, jax.Array],
     generator: tuple[nn.Module, Optimizer],
     discriminator: tuple[nn.Module, Optimizer] | None,
     with_ema: bool,
@@ -82,15 +82,15 @@ def create_state(
 
     Args:
       seed: of the initial parameters and of all that the device draws.
-      size: (height, width, channels) of a training image.
+      inputs: what the generator is given for one example, its condition, its image; only shapes and types count.
       generator: the network and its optimiser.
       discriminator: likewise, or None.
       with_ema: whether averages are kept.
     """
     key, generator_key, discriminator_key = jax.random.split(jax.random.key(seed), 3)
-    image = jnp.zeros((1, *size))
-    g = _init(*generator, generator_key, image)
-    d = _init(*discriminator, discriminator_key, image, image) if discriminator else None
+    given, condition, image = inputs
+    g = _init(*generator, generator_key, given)
+    d = _init(*discriminator, discriminator_key, condition, image) if discriminator else None
     # jnp.copy, for a donated buffer must not be in the state twice.
     ema = jax.tree.map(jnp.copy, g.variables) if with_ema else None
     fault = Fault(jnp.int32(-1), jnp.int32(-1))

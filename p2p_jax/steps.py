@@ -22,15 +22,19 @@ class Part(NamedTuple):
     """What one pass works on: the examples of a device, or, where gradients are accumulated, some of them.
 
     Attributes:
-      condition: (n, h, w, c) in the value range.
-      target: likewise.
+      given: what the generator is given, see `Job.given`.
+      condition: (n, h, w, c) in the value range, or int32 (n,).
+      target: (n, h, w, c) in the value range.
       blend: (n,), each real image's share in the blends that WGAN-GP's penalty looks at.
+      shown: (n,), keys of what D is shown of each image, real or generated.
       key: of the dropout.
     """
 
+    given: PyTree
     condition: jax.Array
     target: jax.Array
     blend: jax.Array
+    shown: jax.Array
     key: jax.Array
 
 
@@ -111,8 +115,9 @@ def _discriminator_pass(
             )
             return scores, changed.get('batch_stats', {})
 
-        on_real, batch_stats_between = judge(part.target, batch_stats, update_spectral=True)
-        on_generated, after = judge(generated, batch_stats_between, update_spectral=False)
+        real, made = (adversary.shown(images, part.shown) for images in (part.target, generated))
+        on_real, between = judge(real, batch_stats, update_spectral=True)
+        on_generated, after = judge(made, between, update_spectral=False)
         logged = {
             'loss/d_real': jnp.mean(over_scales(adversary.loss.real, on_real)),
             'loss/d_generated': jnp.mean(over_scales(adversary.loss.generated, on_generated)),
@@ -120,9 +125,7 @@ def _discriminator_pass(
         total = logged['loss/d_real'] + logged['loss/d_generated']
         if adversary.penalised:
             variables = {'params': params, 'batch_stats': after}
-            logged['loss/d_penalty'] = _penalty(
-                adversary, variables, part.condition, part.target, generated, part.blend
-            )
+            logged['loss/d_penalty'] = _penalty(adversary, variables, part.condition, real, made, part.blend)
             total += logged['loss/d_penalty']
         for name, scores in (('real', on_real), ('generated', on_generated)):
             logged[f'd/{name}'] = jnp.mean(jnp.stack([jnp.mean(scale) for scale in jax.tree.leaves(scores)]))
@@ -138,17 +141,19 @@ def _generator_loss(job: Job, d: NetworkState | None, part: Part, generated: jax
     """The generator's loss as a function of its image; with D None, without the adversarial term."""
     total, logged = jnp.float32(0), {}
     if job.adversary and d:
-        network, weight = job.adversary.network, job.adversary.feature_weight
+        adversary = job.adversary
+        network, weight = adversary.network, adversary.feature_weight
+
+        kept = ['batch_stats', 'features'] if weight else ['batch_stats']
 
         # In train mode, but what the pass changes in D's statistics is dropped.
         def judge(image: jax.Array) -> tuple[PyTree, PyTree]:
-            return network.apply(
-                d.variables, part.condition, image, train=True, mutable=['batch_stats', *(['features'] * bool(weight))]
-            )
+            shown = adversary.shown(image, part.shown)
+            return network.apply(d.variables, part.condition, shown, train=True, mutable=kept)
 
         scores, seen = judge(generated)
-        logged['loss/gan'] = jnp.mean(over_scales(job.adversary.loss.generator, scores))
-        total += job.adversary.weight * logged['loss/gan']
+        logged['loss/gan'] = jnp.mean(over_scales(adversary.loss.generator, scores))
+        total += adversary.weight * logged['loss/gan']
         if weight:
             wanted = judge(part.target)[1]['features']
             matching = feature_matching(seen['features'], wanted, len(jax.tree.leaves(scores)))
@@ -208,10 +213,18 @@ def _parts(job: Job, batch: dict[str, jax.Array], key: jax.Array) -> Part:
     """Scales, degrades and divides a device's part of a batch; the leaves have a leading axis of `job.accumulate`."""
     degrade_key, dropout_key, blend_key = jax.random.split(key, 3)
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
-    condition, target = (job.to_network(image) for image in job.images(batch, degrade_key, training=True))
+    condition, target = job.images(batch, degrade_key, training=True)
+    condition, target = condition if job.classes else job.to_network(condition), job.to_network(target)
     blend = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(blend_key, i)))(batch['index'])
-    condition, target, blend = (x.reshape(job.accumulate, -1, *x.shape[1:]) for x in (condition, target, blend))
-    return Part(condition, target, blend, jax.random.split(dropout_key, job.accumulate))
+
+    def own(number: int) -> jax.Array:
+        # Not 0, 1 or 2, which would be the keys above.
+        shared = jax.random.fold_in(key, number)
+        return jax.vmap(lambda i: jax.random.fold_in(shared, i))(batch['index'])
+
+    whole = (job.given(condition, own(3)), condition, target, blend, own(4))
+    given, condition, target, blend, shown = jax.tree.map(lambda x: x.reshape(job.accumulate, -1, *x.shape[1:]), whole)
+    return Part(given, condition, target, blend, shown, jax.random.split(dropout_key, job.accumulate))
 
 
 def _averaged(job: Job, ema: PyTree, network: NetworkState, step: jax.Array) -> PyTree:
@@ -250,7 +263,7 @@ def train_step(job: Job, phase: str, state: TrainState, batch: dict[str, jax.Arr
       phase: what is updated: 'generator' alone, before `gan.start_step`; 'discriminator' alone, in its further
         updates, which do not count as steps; or 'both', D first.
       state: equal on all devices.
-      batch: 'condition', 'target' (n, h, w, c) in their stored integers; 'index' (n,).
+      batch: 'condition', 'target' (n, h, w, c) in their stored integers, or the condition int32 (n,); 'index' (n,).
 
     Returns:
       The new state and the step's metrics, both equal on all devices.
@@ -261,7 +274,7 @@ def train_step(job: Job, phase: str, state: TrainState, batch: dict[str, jax.Arr
     def generate(params: PyTree, batch_stats: PyTree, part: Part) -> tuple[jax.Array, PyTree]:
         image, changed = job.generator.apply(
             {'params': params, 'batch_stats': batch_stats},
-            part.condition,
+            part.given,
             train=True,
             rngs={'dropout': part.key},
             mutable=['batch_stats'],
@@ -307,25 +320,26 @@ def train_step(job: Job, phase: str, state: TrainState, batch: dict[str, jax.Arr
     return _guarded(job, state, new.replace(step=state.step + 1, generator=g, ema=ema), logged), logged
 
 
-def after_evaluation(job: Job, state: TrainState, scores: dict[str, float]) -> TrainState:
+def after_evaluation(job: Job, state: TrainState, scores: dict[str, float] | None) -> TrainState:
     """Takes a validation into account: learning rates that fall at plateaus, and the count for early stopping.
 
     Args:
       job: what is trained.
       state: that was scored.
-      scores: 'psnr' in dB and 'ssim' of the output.
+      scores: 'psnr' in dB and 'ssim' of the output; None for images from labels.
     """
-    values = {f'val_{name}': scores[name] for name in ('psnr', 'ssim')}
+    values = {f'val_{name}': scores[name] for name in ('psnr', 'ssim')} if scores else {}
     g, d = state.generator, state.discriminator
     g = g.replace(plateau=job.optimizer.after_evaluation(g.plateau, values))
     if job.adversary and d:
         looked = job.adversary.optimizer.after_evaluation(d.plateau, values)
         running = state.step > job.adversary.start_step
         d = d.replace(plateau=jax.tree.map(lambda new, old: jnp.where(running, new, old), looked, d.plateau))
+    state = state.replace(generator=g, discriminator=d)
+    if not scores:
+        return state
     better = scores['psnr'] > state.best_psnr
     return state.replace(
-        generator=g,
-        discriminator=d,
         best_psnr=jnp.where(better, scores['psnr'], state.best_psnr),
         stalled=jnp.where(better, 0, state.stalled + 1),
     )

@@ -22,8 +22,8 @@ from p2p_jax.checkpoint import Checkpoints, replicate
 from p2p_jax.data import images
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData, split_over_devices
 from p2p_jax.data.records import SPLITS, Splits
-from p2p_jax.evaluate import build_evaluator, describe, evaluate_model
-from p2p_jax.job import AXIS, Job, build_job, check, flatten, training_size
+from p2p_jax.evaluate import build_evaluator, build_sampler, describe, evaluate_model
+from p2p_jax.job import AXIS, Job, build_job, check, flatten, takes_labels, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.state import TrainState
 from p2p_jax.steps import after_evaluation, train_step
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _IN_FLIGHT = 16
 
 # A resumed training must not change these: the networks, or the data that scores were measured on.
-_FIXED_DATA = ('split', 'split_seed', 'own_split', 'limit', 'direction', 'channels')
+_FIXED_DATA = ('split', 'split_seed', 'own_split', 'limit', 'direction', 'channels', 'classes')
 _FIXED_CUTS = ('grid', 'tile_size', 'tile_overlap', 'resize')
 _FIXED = ('generator', 'discriminator', 'value_range', 'seed', *(f'data.{key}' for key in (*_FIXED_DATA, *_FIXED_CUTS)))
 _FIXED_SWITCHES = ('gan.weight', 'ema.decay')  # zero or not decides what the state holds
@@ -171,7 +171,7 @@ class Run:
     job: Job
     lengths: Lengths
     data: TrainData
-    evaluator: Callable[[Any], Any]
+    evaluate: Callable[[Any], Any]
     checkpoints: Checkpoints
     writer: 'MetricWriter'
     workdir: Path
@@ -200,10 +200,17 @@ class Run:
         """Scores the state on the validation split, shows pictures, saves it with its score, and returns it.
 
         What depends on the score changes at the regular evaluations only, so that it does not matter where a training
-        ended before it went on.
+        ended before it went on. Images from labels have no score.
         """
         self.raise_on_fault(state)
-        evaluation = self.evaluator(state.evaluated)
+        regular = step % self.lengths.evaluate == 0
+        if self.job.classes:
+            rows = self.evaluate(state.evaluated)
+            self.show(step, report.grid(rows, names=self.job.classes) if rows else None)
+            state = after_evaluation(self.job, state, None) if regular else state
+            self.save(step, state)
+            return state
+        evaluation = self.evaluate(state.evaluated)
         scores = evaluation.scores
         psnr = scores['output']['psnr']
         if not math.isfinite(psnr):
@@ -211,16 +218,20 @@ class Run:
         named = {f'val/{m}': scores['output'][m] for m in ('psnr', 'ssim')}
         named |= {f'val/input_{m}': scores['input'][m] for m in ('psnr', 'ssim')}
         self.writer.write_scalars(step, named)
-        if evaluation.pictures and jax.process_index() == 0:
-            picture = report.grid(evaluation.pictures, [*self.config.eval.names, 'target'])
-            self.writer.write_images(step, {'val': picture[None]})
-            images.write_image(self.workdir / 'samples' / f'{step:07}.png', picture)
+        shown = evaluation.pictures
+        self.show(step, report.grid(shown, [*self.config.eval.names, 'target']) if shown else None)
         _say(describe(self.config, f'validation at step {step}', evaluation))
         progress.last_score = f'val {psnr:.2f} dB'
-        if step % self.lengths.evaluate == 0:
+        if regular:
             state = after_evaluation(self.job, state, scores['output'])
         self.save(step, state, psnr)
         return state
+
+    def show(self, step: int, picture: np.ndarray | None) -> None:
+        """Writes a picture, where there is one, from one process only."""
+        if picture is not None and jax.process_index() == 0:
+            self.writer.write_images(step, {'val': picture[None]})
+            images.write_image(self.workdir / 'samples' / f'{step:07}.png', picture)
 
     def stopped(self, state: TrainState) -> bool:
         """Whether `train.patience` is at its end, and says so."""
@@ -339,6 +350,7 @@ def _data(config: ml_collections.ConfigDict, splits: Splits) -> TrainData:
         splits['train'],
         batch_size=config.train.batch_size,
         channels=config.data.channels,
+        labels=takes_labels(config),
         augmentation=Augmentation(**{f.name: config.data[f.name] for f in dataclasses.fields(Augmentation)}),
         seed=config.seed,
         cache_mb=config.data.cache_mb,
@@ -365,6 +377,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     splits = datasets.find_splits(config, SPLITS, _say)
     _say(datasets.describe(splits))
     datasets.check_stored_splits(workdir, splits)
+    config = datasets.with_classes(config, splits)
     lengths = Lengths.of(config, len(splits['train']))
     job = build_job(config, lengths.total)
     size = training_size(config)
@@ -393,8 +406,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                     parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
                 _say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
                 _say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
-                evaluator = build_evaluator(job, config, splits['val'])
-                run = Run(config, job, lengths, _data(config, splits), evaluator, checkpoints, writer, workdir)
+                evaluate = build_sampler(job, config) if job.classes else build_evaluator(job, config, splits['val'])
+                run = Run(config, job, lengths, _data(config, splits), evaluate, checkpoints, writer, workdir)
                 run.loop(state)
+    if job.classes:
+        _say(f'pictures of each class: {workdir / "samples"}')
+        return
     best = inference.load(workdir, 'best')
     evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png')

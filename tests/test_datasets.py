@@ -31,9 +31,10 @@ def splits_of(config, names=SPLITS):
     return datasets.find_splits(config, names, lambda line: None)
 
 
-def batches(splits, channels=3):
+def batches(splits, channels=3, labels=False):
     augmentation = Augmentation(crop_size=16, flip=True, rotate=True)
-    options = dict(batch_size=4, channels=channels, seed=0, cache_mb=1, threads=2, prefetch=2, shard=Shard())
+    options = dict(batch_size=4, channels=channels, labels=labels, seed=0, cache_mb=1, threads=2, prefetch=2)
+    options['shard'] = Shard()
     data = TrainData(splits['train'], augmentation=augmentation, **options)
     return [data.batch(number) for number in range(3)]
 
@@ -51,6 +52,37 @@ def test_clean_images_and_labels_need_a_degradation(tmp_path):
         with pytest.raises(UserError, match=f'this set has {what}, no input images. Choose the degradation'):
             splits_of(setting(tmp_path / folder))
         assert splits_of(setting(tmp_path / folder, degrade__name='poisson_gaussian'))['train']
+
+
+# A generator that makes images from labels, and what goes with it.
+LABELS = {'generator__name': 'dcgan', 'discriminator__name': 'dcgan', 'loss__l1__weight': 0.0}
+
+
+def test_labels_are_the_conditions_of_a_generator_that_takes_them(tmp_path):
+    trees.classes(tmp_path)
+    config = setting(tmp_path, **LABELS)
+    splits = splits_of(config)
+    names = {record.name: record.label for record in splits['train']}
+    assert datasets.with_classes(config, splits).data.classes == trees.CLASSES
+    seen = batches(splits, labels=True)
+    assert {batch['condition'].dtype.name for batch in seen} == {'int32'}
+    # The same images as without labels, and each with its own label.
+    for batch, plain in zip(seen, batches(splits), strict=True):
+        np.testing.assert_array_equal(batch['target'], plain['target'])
+    first_pass = np.concatenate([batch['condition'] for batch in seen])[: len(names)]
+    assert sorted(first_pass) == sorted(names.values())
+    again = datasets.with_classes(setting(tmp_path, data__classes=trees.CLASSES, **LABELS), splits)
+    assert again.data.classes == trees.CLASSES
+    with pytest.raises(UserError, match=r"data.classes=\('cat', 'dog'\), but .* has \('cat', 'dog', 'frog'\)"):
+        datasets.with_classes(setting(tmp_path, data__classes=('cat', 'dog'), **LABELS), splits)
+    splits['train'] = [record for record in splits['train'] if record.label != 1]
+    with pytest.raises(UserError, match='no training images of the classes dog'):
+        datasets.with_classes(config, splits)
+
+
+def test_a_generator_that_takes_labels_needs_them(pairs):
+    with pytest.raises(UserError, match='this set has no labels, and generator.name=dcgan makes images from labels'):
+        splits_of(setting(pairs, **LABELS))
 
 
 def test_a_benchmark_without_targets_is_refused(tmp_path):

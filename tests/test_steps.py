@@ -362,6 +362,37 @@ def test_evaluations_count_for_plateaus_and_patience():
     assert (state.discriminator.plateau.looks, state.discriminator.plateau.scale) == (2, 0.5)
 
 
+# Images of 16² from three labels, through the same step.
+FROM_LABELS = {'generator__name': 'dcgan', 'discriminator__name': 'dcgan', 'loss__l1__weight': 0.0}
+FROM_LABELS |= {'generator__dcgan__width': 4, 'discriminator__dcgan__width': 4, 'data__classes': ('a', 'b', 'c')}
+
+
+def test_labels_go_through_the_same_step_on_any_number_of_devices():
+    job = make(
+        generator__dcgan__norm='instance', discriminator__dcgan__norm='none', gan__augment=('color',), **FROM_LABELS
+    )
+    data = [batch | {'condition': np.array([0, 2, 1, 1], np.int32)} for batch in batches(2)]
+    (one, history), (two, other) = (run(job, devices, data) for devices in (1, 2))
+    for left, right in zip(history, other, strict=True):
+        assert jax.tree.map(float, left) == pytest.approx(jax.tree.map(float, right), rel=1e-4, abs=1e-5)
+    for left, right in zip(moments(one), moments(two), strict=True):
+        assert optax.global_norm(jax.tree.map(np.subtract, left, right)) < 1e-4 * optax.global_norm(left)
+    noise = job.given(jnp.arange(3), jax.random.split(jax.random.key(0), 3))[1]
+    assert noise.shape == (3, 100) and len(np.unique(noise)) == 300
+
+
+def test_the_discriminator_is_shown_augmented_images_alone():
+    """With cutout of everything but the generator's slope stays that of what is left."""
+    job = make(gan__augment=('cutout',), **FROM_LABELS)
+    images = jnp.ones((5, 16, 16, 3))
+    keys = jax.random.split(jax.random.key(1), 5)
+    shown = job.adversary.shown(images, keys)
+    assert 0 < np.mean(shown == 0) < 0.3 and set(np.unique(shown)) == {0, 1}
+    slope = jax.grad(lambda x: jnp.sum(job.adversary.shown(x, keys)))(images)
+    np.testing.assert_array_equal(slope, shown)
+    assert make(**FROM_LABELS).adversary.shown(images, keys) is images
+
+
 def test_ema_follows_its_warm_up_and_copies_other_statistics():
     job = make(ema__decay=0.5, generator__unet__norm='batch')
     initial = jax.device_get(jax.jit(functools.partial(job.create_state, 0, SIZE))())

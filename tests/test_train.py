@@ -16,6 +16,7 @@ from p2p_jax.evaluate import build_evaluator, evaluate_model
 from p2p_jax.job import build_job, check, training_size
 from p2p_jax.lookup import UserError
 from p2p_jax.train import Progress, check_resume, length_in_steps, train
+from tests import trees
 from tests.conftest import picture, small_config, write_pairs
 
 pytestmark = pytest.mark.usefixtures('fresh_caches')
@@ -146,16 +147,24 @@ _MULTISCALE |= {
         # Stopped and resumed between two evaluations.
         {'gan.weight': 0.0, 'optim.plateau_metric': 'loss', 'eval.every_steps': 3, **_PLATEAU}
         | {'optim.plateau_threshold': 0.9, 'train.patience': 9},
+        {'generator.name': 'dcgan', 'discriminator.name': 'dcgan', 'loss.l1.weight': 0.0, 'data.rotate': False}
+        | {'generator.dcgan.width': 4, 'discriminator.dcgan.width': 4, 'gan.d_steps': 2, 'ema.decay': 0.9}
+        | {'gan.augment': ('color', 'translation', 'cutout'), 'gan.mode': 'hinge'},
     ],
-    ids=['gan', 'generator alone', 'late gan with dropout', 'further d steps', 'plateau'],
+    ids=['gan', 'generator alone', 'late gan with dropout', 'further d steps', 'plateau', 'labels'],
 )
 def test_n_and_n_steps_equal_2n_bit_for_bit(config, tmp_path, changes):
     config.update_from_flattened_dict(changes)
+    if config.generator.name == 'dcgan':
+        trees.classes(tmp_path / 'classes')
+        config.data.dir = str(tmp_path / 'classes')
     train(config, tmp_path / 'whole')
     config.train.steps = 4
     train(config, tmp_path / 'parts')
     config.train.steps = 8
     train(config, tmp_path / 'parts')
+    if config.generator.name == 'dcgan':
+        config.data.classes = trees.CLASSES
     whole, parts = (restore(tmp_path / name, config, 8) for name in ('whole', 'parts'))
     if 'optim.plateau_metric' in changes:
         assert whole.generator.plateau.scale < 1 and whole.generator.plateau.looks > 1
@@ -255,7 +264,10 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
         ),
         ({'optim.schedule': 'plateau'}, 'optim.final_lr=0.0: optim.schedule=plateau needs a lowest rate above 0'),
         ({'generator.name': 'unt'}, "generator.name='unt' is unknown. Available: .*Did you mean 'unet'"),
-        ({'discriminator.name': 'x'}, "discriminator.name='x' is unknown. Available: multiscale, patchgan"),
+        (
+            {'discriminator.name': 'x'},
+            "discriminator.name='x' is unknown. Available: dcgan, multiscale, patchgan, sngan",
+        ),
         ({'generator.unet.norm': 'layer'}, "generator.unet.norm='layer' is unknown. Available: batch, group, instance"),
         ({'gan.mode': 'wgan'}, "gan.mode='wgan' is unknown. Available: hinge, lsgan, vanilla, wgan_gp."),
         ({'degrade.name': 'lensblur'}, "degrade.name='lensblur' is unknown. Available: .*Did you mean 'lens_blur'"),
@@ -294,6 +306,13 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
         ({'data.dir': '/none'}, "data.dir='/none': no such folder"),
         ({'train.steps': 0}, 'train.steps=0 and train.epochs=None: expected at least 1'),
         ({'optim.lr': None}, 'optim.lr=None: expected a value'),
+        ({'discriminator.name': 'sngan'}, 'discriminator.name=sngan: it judges by labels, but unet takes images'),
+        (
+            {'generator.name': 'dcgan', 'train.patience': 3},
+            r'(?s)discriminator.name=patchgan: generator.name=dcgan makes images from labels; expected one of dcgan, '
+            r'sngan.*loss.l1.weight=100.0: .*have no target; expected 0.*train.patience=3: ',
+        ),
+        ({'gan.augment': ('colour',)}, "gan.augment='colour' is unknown. Available: color, cutout, translation"),
     ],
 )
 def test_bad_input_is_one_error_before_anything_is_made(config, tmp_path, changes, message):

@@ -70,6 +70,7 @@ def ours(folder: Path) -> Iterator[int]:
         records,
         batch_size=BATCH,
         channels=3,
+        labels=False,
         augmentation=Augmentation(CROP, flip=True, rotate=False),
         seed=0,
         cache_mb=0,

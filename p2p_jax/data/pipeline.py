@@ -143,6 +143,7 @@ class TrainData:
         *,
         batch_size: int,
         channels: int,
+        labels: bool,
         augmentation: Augmentation,
         seed: int,
         cache_mb: int,
@@ -155,6 +156,7 @@ class TrainData:
           records: the training examples, none smaller than the crop.
           batch_size: examples of a global batch.
           channels: of the images, 1 or 3.
+          labels: whether conditions are the labels.
           augmentation: what is done to an example.
           seed: of order and augmentation.
           cache_mb: budget for decoded images, in MiB.
@@ -165,6 +167,7 @@ class TrainData:
         self._records = records
         self._batch_size = batch_size
         self._format = Format.of(records, channels)
+        self._labels = labels
         self._augmentation = augmentation
         self._seed = seed
         self._cache = ImageCache(cache_mb)
@@ -181,11 +184,15 @@ class TrainData:
         whole = [self._cache.read(source) for source in record.sources]
         return [self._format(crop) for crop in self._augmentation.cut(whole, random)]
 
+    def record(self, number: int, position: int) -> Record:
+        """Returns the record of a place in a global batch."""
+        epoch, place = divmod(number * self._batch_size + position, len(self._records))
+        return self._records[self._order(epoch)[place]]
+
     def example(self, number: int, position: int) -> list[np.ndarray]:
         """Returns input, where there is one, and target of a place in a global batch: integers (crop, crop, c)."""
-        epoch, place = divmod(number * self._batch_size + position, len(self._records))
         random = np.random.default_rng((self._seed, number, position))
-        pair = self._crops(self._records[self._order(epoch)[place]], random)
+        pair = self._crops(self.record(number, position), random)
         if self._augmentation.mixup and random.random() < self._augmentation.mixup:
             weight = np.float32(random.beta(1.2, 1.2))
             other = self._crops(self._records[int(random.integers(len(self._records)))], random)
@@ -195,8 +202,9 @@ class TrainData:
     def batch(self, number: int) -> Batch:
         """Returns this process's slice of global batch `number`.
 
-        Keys: 'condition', 'target' uint8 or uint16 (n, crop, crop, channels); 'mask' float32 (n,), ones; 'index'
-        int32 (n,), the position in the global batch, from which the step draws the example's degradation.
+        Keys: 'condition', 'target' uint8 or uint16 (n, crop, crop, channels), the condition int32 (n,) where it is
+        the label; 'mask' float32 (n,), ones; 'index' int32 (n,), the position in the global batch, from which the step
+        draws what is random about the example.
         """
         size, count = self._augmentation.crop_size, len(self._positions)
         shape = (count, size, size, self._format.channels)
@@ -207,6 +215,8 @@ class TrainData:
             _copy(pair[-1], target[place])
             if condition is not target:
                 _copy(pair[0], condition[place])
+        if self._labels:
+            condition = np.array([self.record(number, position).label for position in self._positions], np.int32)
         return {
             'condition': condition,
             'target': target,
