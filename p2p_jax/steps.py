@@ -1,5 +1,6 @@
 """The train step and the evaluation step: pure functions of state and batch, the same for every job."""
 
+import functools
 from typing import Any
 
 import jax
@@ -125,7 +126,12 @@ def _update_discriminator(
 
 
 def _generator_loss(
-    job: Job, d: NetworkState | None, condition: jax.Array, generated: jax.Array, target: jax.Array
+    job: Job,
+    d: NetworkState | None,
+    condition: jax.Array,
+    generated: jax.Array,
+    target: jax.Array,
+    frozen: dict[str, PyTree],
 ) -> tuple[jax.Array, Metrics]:
     """The generator's loss as a function of its image; with D None, without the adversarial term."""
     total, logged = jnp.float32(0), {}
@@ -135,7 +141,8 @@ def _generator_loss(
         logged['loss/gan'] = jnp.mean(job.adversary.loss.generator(scores))
         total += job.adversary.weight * logged['loss/gan']
     for name, (loss, weight) in job.pixel_losses.items():
-        logged[f'loss/{name}'] = jnp.mean(loss(generated, target))
+        weights = (frozen[name],) if name in frozen else ()
+        logged[f'loss/{name}'] = jnp.mean(loss(generated, target, *weights))
         total += weight * logged[f'loss/{name}']
     return total, logged
 
@@ -168,7 +175,11 @@ def _guarded(job: Job, old: TrainState, new: TrainState, logged: Metrics) -> Tra
 
 
 def train_step(
-    job: Job, adversarial: bool, state: TrainState, batch: dict[str, jax.Array]
+    job: Job,
+    adversarial: bool,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    frozen: dict[str, PyTree] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update of D and one of G on this device's part of a batch, under an axis named AXIS.
 
@@ -177,6 +188,7 @@ def train_step(
       adversarial: whether D runs; before `gan.start_step` it does not.
       state: equal on all devices.
       batch: 'condition', 'target' (n, h, w, c) in their stored integers; 'index' (n,).
+      frozen: what `job.read_frozen` gave, equal on all devices; None where no loss needs it.
 
     Returns:
       The new state and the step's metrics, both equal on all devices.
@@ -207,7 +219,10 @@ def train_step(
         rate = job.adversary.schedule(state.step - job.adversary.start_step)
         logged |= d_logged | {'lr/discriminator': jnp.asarray(rate)}
 
-    slope, g_logged = jax.grad(lambda image: _generator_loss(job, d, condition, image, target), has_aux=True)(generated)
+    def loss_of(image: jax.Array) -> tuple[jax.Array, Metrics]:
+        return _generator_loss(job, d, condition, image, target, frozen or {})
+
+    slope, g_logged = jax.grad(loss_of, has_aux=True)(generated)
     (grads,) = pull_back(slope)
     grads, g_stats, g_logged = mean_over_devices((grads, g_stats, g_logged))
     logged |= g_logged | {'grad_norm/generator': optax.global_norm(grads)}
@@ -224,7 +239,7 @@ def train_step(
 
 
 def evaluation_step(
-    job: Job, variables: PyTree, key: jax.Array, batch: dict[str, jax.Array]
+    job: Job, variables: PyTree, key: jax.Array, batch: dict[str, jax.Array], frozen: PyTree = None
 ) -> tuple[metrics.EvaluationMetrics, jax.Array, jax.Array]:
     """Scores the generator on this device's part of a batch, under an axis named AXIS.
 
@@ -233,11 +248,13 @@ def evaluation_step(
       variables: of the generator.
       key: of the degradations, together with each example's index.
       batch: 'condition', 'target' (n, h, w, c) in their stored integers; 'mask', 'index' (n,).
+      frozen: the weights of `job.lpips`, where there is one.
 
     Returns:
       The metrics over all devices; condition and output of this device, (n, h, w, c) in [0, 1].
     """
     condition, target = job.images(batch, key)
     output = job.apply(variables, condition)
-    scores = metrics.evaluation_metrics(condition, output, target, batch['mask'], AXIS)
+    lpips = functools.partial(job.lpips, weights=frozen) if job.lpips else None
+    scores = metrics.evaluation_metrics(condition, output, target, batch['mask'], AXIS, lpips)
     return scores, condition, output

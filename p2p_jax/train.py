@@ -163,6 +163,7 @@ class Run:
 
     config: ml_collections.ConfigDict
     job: Job
+    frozen: dict[str, Any]
     lengths: Lengths
     data: TrainData
     evaluator: Callable[[Any], Any]
@@ -198,8 +199,8 @@ class Run:
         psnr = scores['output']['psnr']
         if not math.isfinite(psnr):
             raise UserError(f'step {step}: the validation PSNR is {psnr}; not saved. A lower optim.lr may help.')
-        named = {f'val/{m}': scores['output'][m] for m in ('psnr', 'ssim')}
-        named |= {f'val/input_{m}': scores['input'][m] for m in ('psnr', 'ssim')}
+        named = {f'val/{m}': value for m, value in scores['output'].items()}
+        named |= {f'val/input_{m}': value for m, value in scores['input'].items()}
         self.writer.write_scalars(step, named)
         if evaluation.pictures and jax.process_index() == 0:
             picture = report.grid(evaluation.pictures, [*self.config.eval.names, 'target'])
@@ -221,7 +222,7 @@ class Run:
             adversarial: jax.pmap(
                 functools.partial(train_step, self.job, adversarial),
                 axis_name=AXIS,
-                in_axes=(None, 0),
+                in_axes=(None, 0, None),
                 out_axes=(None, None),
                 donate_argnums=0,
             )
@@ -235,7 +236,7 @@ class Run:
         batches = self.data.batches(int(state.batch), lengths.total - first)
         for step, batch in enumerate(batches, first + 1):
             local = split_over_devices(batch, jax.local_device_count())
-            state, metrics = steps[step > start_step](state, local)
+            state, metrics = steps[step > start_step](state, local, self.frozen)
             recent.append(metrics)
             in_flight.append(metrics['grad_norm/generator'])
             if len(in_flight) > _IN_FLIGHT:
@@ -327,6 +328,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     datasets.check_stored_splits(workdir, splits)
     lengths = Lengths.of(config, len(splits['train']))
     job = build_job(config, lengths.total)
+    frozen, evaluator = replicate(job.read_frozen()), build_evaluator(job, config, splits['val'])
     size = training_size(config)
     jax.eval_shape(lambda: job.create_state(config.seed, size))  # raises where options do not go together
 
@@ -352,8 +354,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                     parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
                 _say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
                 _say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
-                evaluator = build_evaluator(job, config, splits['val'])
-                run = Run(config, job, lengths, _data(config, splits), evaluator, checkpoints, writer, workdir)
+                run = Run(config, job, frozen, lengths, _data(config, splits), evaluator, checkpoints, writer, workdir)
                 run.loop(state)
     best = inference.load(workdir, 'best')
     evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png')
