@@ -1,7 +1,7 @@
 """Distances between images as a trained network sees them: VGG features, VGG's class scores, LPIPS.
 
-The network's weights are not part of a distance but its last argument. Closed over, they would become constants of the
-compiled step, which XLA on the CPU then compiles and runs at about two thirds of the speed, and keeps twice in memory.
+The network's weights are not part of a distance but its last argument. Closed over, they would be constants of the
+compiled step, which makes XLA slower to compile and, on the CPU, the step slower to run.
 """
 
 import abc
