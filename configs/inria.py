@@ -25,7 +25,7 @@ def _vgg(config: default.ConfigDict) -> None:
 
 def _vgg_scores(config: default.ConfigDict) -> None:
     config.loss.l1.weight = 0.0
-    config.loss.vgg_scores.weight = 10.0
+    config.loss.vgg_scores.update(weight=10.0, weights='vgg16-397923af.pth')
 
 
 PRESETS = {'l1': lambda config: None, 'vgg': _vgg, 'vgg_scores': _vgg_scores, 'instance': _instance}

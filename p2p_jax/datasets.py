@@ -15,9 +15,8 @@ from p2p_jax.data import LAYOUTS
 from p2p_jax.data.audit import Audit, audit, measure
 from p2p_jax.data.prepared import check_same, prepared_folder
 from p2p_jax.data.records import SPLITS, Found, Record, Selection, Splits, cut, find, limit
-from p2p_jax.job import takes_labels
+from p2p_jax.job import least_scored, takes_labels
 from p2p_jax.lookup import UserError, shortlist
-from p2p_jax.metrics import SSIM_WINDOW
 
 STORED = 'data.json'
 _GLANCE = 48  # examples that a training looks at fully before it starts; `audit` looks at all
@@ -35,21 +34,22 @@ def _least(config: ml_collections.ConfigDict) -> dict[str, tuple[int, str]]:
     """The smallest image of each split that will do, in pixels, and what asks for it."""
     if config.data.resize or tuple(config.data.grid) != (1, 1):
         return {}  # of images that are cut or resized, the parts count
-    window = (SSIM_WINDOW, f"SSIM's window of {SSIM_WINDOW} pixels")
-    return {'train': (config.data.crop_size, f'data.crop_size={config.data.crop_size}'), 'val': window, 'test': window}
+    scored = least_scored(config)
+    return {'train': (config.data.crop_size, f'data.crop_size={config.data.crop_size}'), 'val': scored, 'test': scored}
 
 
 def _check_parts(config: ml_collections.ConfigDict, splits: Splits) -> None:
+    least, what = least_scored(config)
     small = [
         f'{record.name}: {record.size[0]}×{record.size[1]}'
         for split, records in splits.items()
         for record in records
-        if min(record.size) < (config.data.crop_size if split == 'train' else SSIM_WINDOW)
+        if min(record.size) < (config.data.crop_size if split == 'train' else least)
     ]
     if small:
         raise UserError(
             f'data.grid={tuple(config.data.grid)} leaves parts that are smaller than data.crop_size='
-            f"{config.data.crop_size} (train) or SSIM's window of {SSIM_WINDOW} pixels:{shortlist(small)}"
+            f'{config.data.crop_size} (train) or {what}:{shortlist(small)}'
         )
 
 

@@ -28,7 +28,7 @@ class Evaluation:
     """Means over a split.
 
     Attributes:
-      scores: {'input': {'psnr' in dB, 'ssim'}, 'output': the same, 'count': number of examples}.
+      scores: {'input': {'psnr' in dB, 'ssim', 'lpips' where asked for}, 'output': the same, 'count': of examples}.
       pictures: of the first examples: input, output, target, float (h, w, 3) in [0, 1].
     """
 
@@ -48,14 +48,18 @@ def build_evaluator(
       job: what was trained.
       config: complete.
       records: of one split, checked.
+
+    Raises:
+      UserError: LPIPS is asked for and its weights are missing.
     """
     step = jax.pmap(
-        functools.partial(evaluation_step, job), axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, 0, 0)
+        functools.partial(evaluation_step, job), axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=(None, 0, 0)
     )
     devices = jax.device_count()
     batch_size = -(-config.eval.batch_size // devices) * devices
     shard = Shard(jax.process_index(), jax.process_count())
     key = replicate(jax.random.key(config.seed))
+    frozen = replicate(job.lpips.read_weights()) if job.lpips else None
 
     def evaluate(variables: Any) -> Evaluation:
         """Scores the variables, which are equal on all devices."""
@@ -70,7 +74,7 @@ def build_evaluator(
             threads=config.data.threads,
         )
         for batch in batches:
-            scores, *shown = step(variables, key, split_over_devices(batch, jax.local_device_count()))
+            scores, *shown = step(variables, key, split_over_devices(batch, jax.local_device_count()), frozen)
             total = scores if total is None else total.merge(scores)
             wanted = min(config.eval.pictures - len(pictures), int(batch['mask'].sum()))
             if wanted > 0:
@@ -107,7 +111,8 @@ def build_sampler(job: Job, config: ml_collections.ConfigDict) -> Callable[[Any]
 
 def _scores(total: EvaluationMetrics) -> dict[str, Any]:
     values = {name: float(value) for name, value in total.compute().items()}
-    sides = {side: {m: values[f'{side}_{m}'] for m in ('psnr', 'ssim')} for side in ('input', 'output')}
+    names = [name.removeprefix('output_') for name in values if name.startswith('output_')]
+    sides = {side: {m: values[f'{side}_{m}'] for m in names} for side in ('input', 'output')}
     return {**sides, 'count': int(total.output_psnr.count)}
 
 
@@ -117,6 +122,8 @@ def describe(config: ml_collections.ConfigDict, split: str, evaluation: Evaluati
     shown = f'central {crop}×{crop}' if crop else 'whole images'
     scores = evaluation.scores
     title = f'{split}: {scores["count"]} examples, {shown}; float, clamped; SSIM per channel, 11×11 Gaussian, valid'
+    if config.eval.lpips != 'none':
+        title += f'; LPIPS 0.1 ({config.eval.lpips}), less is better'
     return report.table(
         title, {name: scores[side] for name, side in zip(config.eval.names, ('input', 'output'), strict=True)}
     )

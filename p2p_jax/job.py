@@ -15,11 +15,12 @@ from flax import linen as nn
 from p2p_jax.augment import AUGMENTATIONS, augment
 from p2p_jax.data.degrade import DEGRADATIONS, Degradation, chain, cut_blur
 from p2p_jax.lookup import UserError, pick, shortlist
-from p2p_jax.losses import GAN_LOSSES, LEAST_SIZES, PIXEL_LOSSES, GanLoss, PixelLoss
+from p2p_jax.losses import GAN_LOSSES, LEAST_SIZES, PIXEL_LOSSES, GanLoss
 from p2p_jax.metrics import SSIM_WINDOW
 from p2p_jax.models import DISCRIMINATORS, FROM_LABELS, GENERATORS
 from p2p_jax.models.layers import NORMS, STATISTICS, Style
 from p2p_jax.optim import Optimizer, OptimOptions, build_optimizer, find_problems
+from p2p_jax.perceptual import LPIPS_NETWORKS, PERCEPTUAL_LOSSES, Lpips, PerceptualDistance, lpips
 from p2p_jax.state import TrainState, create_state
 
 AXIS = 'batch'  # the name of the axis over which the steps are mapped
@@ -76,24 +77,26 @@ class Job:
       classes: the names of the labels; () where conditions are images.
       optimizer: its optimiser.
       adversary: None where the generator trains alone.
-      pixel_losses: name to (loss, weight).
+      pixel_losses: name to (loss, weight); a PerceptualDistance takes its network's weights as well.
       degradation: makes the condition from a clean image, or None.
       cut_blur: probability of exchanging a rectangle of condition and target in the condition, in training.
       value_range: lowest and highest value of the images inside the networks.
       ema_decay: 0 keeps no averages.
       accumulate: parts that a device's share of a batch is worked on in, one after the other.
+      lpips: the score of that name, or None.
     """
 
     generator: nn.Module
     classes: tuple[str, ...]
     optimizer: Optimizer
     adversary: Adversary | None
-    pixel_losses: dict[str, tuple[PixelLoss, float]]
+    pixel_losses: dict[str, tuple[Callable[..., jax.Array], float]]
     degradation: Degradation | None
     cut_blur: float
     value_range: tuple[float, float]
     ema_decay: float
     accumulate: int
+    lpips: Lpips | None
 
     @property
     def watches_psnr(self) -> bool:
@@ -148,6 +151,15 @@ class Job:
         if not self.classes:
             return condition
         return condition, jax.vmap(lambda key: jax.random.normal(key, (self.generator.latent,)))(keys)
+
+    def read_frozen(self) -> dict[str, PyTree]:
+        """Reads the weights of the networks that losses look through, which stay as they are, by the losses' names.
+
+        Raises:
+          UserError: they are missing, or not what they should be.
+        """
+        losses = {name: loss for name, (loss, _) in self.pixel_losses.items() if isinstance(loss, PerceptualDistance)}
+        return {name: loss.read_weights() for name, loss in losses.items()}
 
     def to_network(self, image: jax.Array) -> jax.Array:
         """Maps [0, 1] to the value range."""
@@ -312,7 +324,6 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'train.accumulate': (lambda v: v >= 1, 'at least 1'),
     'train.patience': (lambda v: v >= 1, 'at least 1, or None'),
     'eval.batch_size': (lambda v: v >= 1, 'at least 1'),
-    'eval.crop_size': (lambda v: v >= SSIM_WINDOW, f'at least {SSIM_WINDOW} (for SSIM), or None'),
     'eval.names': (lambda v: len(v) == 2, 'two names, of the input and the output'),
     'eval.pictures': (lambda v: v >= 0, 'at least 0'),
 }
@@ -323,6 +334,7 @@ _OWN_OPTIM = {'name', 'lr', 'b1', 'b2', 'weight_decay', 'clip_norm', 'schedule'}
 _OWN_OPTIM |= {'decay_factor', 'plateau_metric', 'plateau_patience'}
 _OPTIONAL |= {'optim.decay_every', *(f'optim.discriminator.{key}' for key in _OWN_OPTIM)}
 _OPTIONAL |= {'train.steps', 'train.epochs', 'train.patience', 'generator.nafnet.local_size'}
+_OPTIONAL |= {'loss.vgg_scores.weights'}
 _OPTIONAL |= {f'{section}.every_{unit}' for section in ('log', 'eval', 'checkpoint') for unit in ('steps', 'epochs')}
 
 
@@ -349,11 +361,13 @@ def _check_sizes(data: ml_collections.ConfigDict) -> list[str]:
 
 def _check_losses(config: ml_collections.ConfigDict) -> list[str]:
     """Finds losses that the training images are too small for."""
+    losses = {name: loss for name, (loss, _) in _build_losses(config).items()}
+    own = {name: loss.least_size for name, loss in losses.items() if isinstance(loss, PerceptualDistance)}
     return [
         f'loss.{name}.weight={config.loss[name].weight}: expected data.crop_size of at least {least}, '
         f'not {config.data.crop_size}; {name} needs so many pixels'
-        for name, least in LEAST_SIZES.items()
-        if config.loss[name].weight and config.data.crop_size < least
+        for name, least in (LEAST_SIZES | own).items()
+        if name in losses and config.data.crop_size < least
     ]
 
 
@@ -394,6 +408,23 @@ def _check_conditions(config: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
+def least_scored(config: ml_collections.ConfigDict) -> tuple[int, str]:
+    """Returns the least side of an image that can be scored, in pixels, and what asks for it."""
+    needs = [(SSIM_WINDOW, f"SSIM's window of {SSIM_WINDOW} pixels")]
+    score = _build_lpips(config)
+    if score:
+        needs.append((score.least_size, f'eval.lpips={config.eval.lpips}, which needs {score.least_size} pixels'))
+    return max(needs)
+
+
+def _check_scores(config: ml_collections.ConfigDict) -> list[str]:
+    """Finds a crop that is too small to be scored."""
+    least, what = least_scored(config)
+    crop = config.eval.crop_size
+    small = crop is not None and crop < least
+    return [f'eval.crop_size={crop}: too small for {what}'] if small else []
+
+
 def _optim_options(config: ml_collections.ConfigDict) -> dict[str, OptimOptions]:
     """Returns each network's options by the section's key; what the discriminator's leaves open is shared."""
     shared = config.optim.to_dict()
@@ -425,7 +456,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, (test, expected) in _CHECKS.items():
         if values[key] is not None and not test(values[key]):
             problems.append(f'{key}={values[key]}: expected {expected}')
-    weights = {key: v for key, v in values.items() if key.startswith('loss.')}
+    weights = {key: v for key, v in values.items() if key.startswith('loss.') and key.endswith('.weight')}
     problems += [f'{key}={v}: expected at least 0' for key, v in weights.items() if v is not None and v < 0]
     problems += _check_sizes(config.data)
     if 'camera' in config.degrade.name.split('+') and config.data.channels != 3:
@@ -433,7 +464,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not config.gan.weight and not any(weights.values()):
         problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
     if not problems:  # these compare values that are right by themselves
-        problems = _check_losses(config) + _check_optim(config) + _check_conditions(config)
+        problems = _check_losses(config) + _check_optim(config) + _check_conditions(config) + _check_scores(config)
     if problems:
         raise UserError(f'the configuration has {len(problems)} bad values:{shortlist(problems)}')
 
@@ -503,6 +534,25 @@ def _build_degradation(section: ml_collections.ConfigDict) -> Degradation | None
     return parts[0] if len(parts) == 1 else chain(*parts)
 
 
+def _build_losses(config: ml_collections.ConfigDict) -> dict[str, tuple[Callable[..., jax.Array], float]]:
+    """Builds the losses that have a weight; the other keys of a section are the loss's options."""
+    table: dict[str, Callable[..., Any]] = {**PIXEL_LOSSES, **PERCEPTUAL_LOSSES}
+    losses = {}
+    for name, section in config.loss.items():
+        options = section.to_dict()
+        weight = options.pop('weight')
+        if weight:
+            losses[name] = (pick(table, name, 'loss')(tuple(config.value_range), **options), weight)
+    return losses
+
+
+def _build_lpips(config: ml_collections.ConfigDict) -> Lpips | None:
+    """Builds the score; images are in [0, 1] when they are scored."""
+    name = config.eval.lpips
+    pick({'none': None, **LPIPS_NETWORKS}, name, 'eval.lpips')
+    return None if name == 'none' else lpips((0.0, 1.0), name, 'eval.lpips')
+
+
 def training_size(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     """Returns (height, width, channels) of a training image."""
     return config.data.crop_size, config.data.crop_size, config.data.channels
@@ -519,7 +569,6 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
       UserError: an unknown name, or options that contradict each other.
     """
     check(config)
-    value_range = tuple(config.value_range)
     options = {'out_channels': config.data.channels}
     if takes_labels(config):
         if not config.data.classes:
@@ -530,14 +579,11 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
         classes=tuple(config.data.classes),
         optimizer=build_optimizer(_optim_options(config)['optim'], steps),
         adversary=_build_adversary(config, steps),
-        pixel_losses={
-            name: (pick(PIXEL_LOSSES, name, 'loss')(value_range), term.weight)
-            for name, term in config.loss.items()
-            if term.weight
-        },
+        pixel_losses=_build_losses(config),
         degradation=_build_degradation(config.degrade),
         cut_blur=config.data.cut_blur,
-        value_range=value_range,
+        value_range=tuple(config.value_range),
         ema_decay=config.ema.decay,
         accumulate=config.train.accumulate,
+        lpips=_build_lpips(config),
     )

@@ -1,4 +1,7 @@
-"""PSNR and SSIM, and the collection that averages them over a split."""
+"""PSNR and SSIM, and the collections that average scores over a split."""
+
+from collections.abc import Callable
+from typing import Any
 
 import dm_pix
 import flax
@@ -50,8 +53,19 @@ class EvaluationMetrics(metrics.Collection):
     output_ssim: metrics.Average.from_output('output_ssim')  # type: ignore[valid-type]
 
 
+_WITH_LPIPS = metrics.Collection.create(
+    **EvaluationMetrics.__annotations__,
+    **{name: metrics.Average.from_output(name) for name in ('input_lpips', 'output_lpips')},
+)
+
+
 def evaluation_metrics(
-    condition: jax.Array, output: jax.Array, target: jax.Array, mask: jax.Array, axis_name: str
+    condition: jax.Array,
+    output: jax.Array,
+    target: jax.Array,
+    mask: jax.Array,
+    axis_name: str,
+    lpips: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> EvaluationMetrics:
     """Scores inputs and outputs against the targets and gathers them from all devices.
 
@@ -61,12 +75,21 @@ def evaluation_metrics(
       target: likewise.
       mask: (n,), 0 for examples that do not count.
       axis_name: of the mapped axis.
+      lpips: a third score, (n,) of two images; None leaves it out.
     """
-    return EvaluationMetrics.gather_from_model_output(
+    kind: Any = EvaluationMetrics
+    more = {}
+    if lpips:
+        kind = _WITH_LPIPS
+        # An accelerator would take TF32 or bfloat16 for the convolutions; a score should not depend on that.
+        with jax.default_matmul_precision('highest'):
+            more = {'input_lpips': lpips(condition, target), 'output_lpips': lpips(output, target)}
+    return kind.gather_from_model_output(
         axis_name=axis_name,
         mask=mask,
         input_psnr=psnr(condition, target, 1.0),
         input_ssim=ssim(condition, target, 1.0),
         output_psnr=psnr(output, target, 1.0),
         output_ssim=ssim(output, target, 1.0),
+        **more,
     )

@@ -15,21 +15,29 @@ from p2p_jax.data.pipeline import centre_crop
 _LARGEST = 512  # pixels; larger images are shown by their centre
 _GAP = 4
 _CAPTION = 24
+# Score: its heading, the width of the column, decimals.
+_COLUMNS = {'psnr': ('PSNR (dB)', 11, 2), 'ssim': ('SSIM', 8, 4), 'lpips': ('LPIPS', 8, 4)}
 
 
 def table(title: str, rows: dict[str, dict[str, float]]) -> str:
-    """Returns a text table of PSNR and SSIM, with the gain of the last row over the first.
+    """Returns a text table of PSNR, SSIM and, where there is one, LPIPS, with the gain of the last row over the first.
 
     Args:
       title: what was scored.
-      rows: name to {'psnr' in dB, 'ssim'}.
+      rows: name to {'psnr' in dB, 'ssim', 'lpips'}; all have the same scores.
     """
     first, *_, last = rows.values()
     width = max(len(name) for name in [*rows, 'gain'])
-    lines = [title, f'  {"":{width}}  PSNR (dB)    SSIM']
-    lines += [f'  {name:{width}}  {row["psnr"]:9.2f}  {row["ssim"]:6.4f}' for name, row in rows.items()]
-    lines += [f'  {"gain":{width}}  {last["psnr"] - first["psnr"]:+9.2f} {last["ssim"] - first["ssim"]:+7.4f}']
-    return '\n'.join(lines)
+    columns = {score: column for score, column in _COLUMNS.items() if score in first}
+
+    def line(name: str, row: dict[str, float], sign: str = '') -> str:
+        cells = [f'{row[score]:{sign}{wide}.{digits}f}' for score, (_, wide, digits) in columns.items()]
+        return f'  {name:{width}}{"".join(cells)}'
+
+    lines = [title, f'  {"":{width}}' + ''.join(f'{label:>{wide}}' for label, wide, _ in columns.values())]
+    lines += [line(name, row) for name, row in rows.items()]
+    gain = {score: last[score] - first[score] for score in columns}
+    return '\n'.join([*lines, line('gain', gain, '+')])
 
 
 def _colours(image: np.ndarray) -> np.ndarray:

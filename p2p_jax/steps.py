@@ -1,5 +1,6 @@
 """The train step and the evaluation step: pure functions of state and batch, the same for every job."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -137,7 +138,9 @@ def _discriminator_pass(
     return after, (grads, logged)
 
 
-def _generator_loss(job: Job, d: NetworkState | None, part: Part, generated: jax.Array) -> tuple[jax.Array, Metrics]:
+def _generator_loss(
+    job: Job, d: NetworkState | None, part: Part, generated: jax.Array, frozen: dict[str, PyTree]
+) -> tuple[jax.Array, Metrics]:
     """The generator's loss as a function of its image; with D None, without the adversarial term."""
     total, logged = jnp.float32(0), {}
     if job.adversary and d:
@@ -160,7 +163,8 @@ def _generator_loss(job: Job, d: NetworkState | None, part: Part, generated: jax
             logged['loss/feature_matching'] = jnp.mean(matching)
             total += weight * logged['loss/feature_matching']
     for name, (loss, weight) in job.pixel_losses.items():
-        logged[f'loss/{name}'] = jnp.mean(loss(generated, part.target))
+        weights = (frozen[name],) if name in frozen else ()
+        logged[f'loss/{name}'] = jnp.mean(loss(generated, part.target, *weights))
         total += weight * logged[f'loss/{name}']
     if job.watches_psnr:
         psnr = metrics.psnr(job.from_network(generated), job.from_network(part.target), 1.0)
@@ -255,7 +259,9 @@ def _guarded(job: Job, old: TrainState, new: TrainState, logged: Metrics) -> Tra
     return new.replace(generator=generator, discriminator=discriminator, ema=ema, fault=fault)
 
 
-def train_step(job: Job, phase: str, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+def train_step(
+    job: Job, phase: str, state: TrainState, batch: dict[str, jax.Array], frozen: dict[str, PyTree] | None = None
+) -> tuple[TrainState, Metrics]:
     """Works on this device's part of a batch, under an axis named AXIS.
 
     Args:
@@ -264,6 +270,7 @@ def train_step(job: Job, phase: str, state: TrainState, batch: dict[str, jax.Arr
         updates, which do not count as steps; or 'both', D first.
       state: equal on all devices.
       batch: 'condition', 'target' (n, h, w, c) in their stored integers, or the condition int32 (n,); 'index' (n,).
+      frozen: what `job.read_frozen` gave, equal on all devices; None where no loss needs it.
 
     Returns:
       The new state and the step's metrics, both equal on all devices.
@@ -304,7 +311,7 @@ def train_step(job: Job, phase: str, state: TrainState, batch: dict[str, jax.Arr
 
     def work(stats: PyTree, part: Part) -> tuple[PyTree, tuple[PyTree, Metrics]]:
         image, pull_back, after = shared or forward(stats, part)
-        slope, values = jax.grad(lambda x: _generator_loss(job, d, part, x), has_aux=True)(image)
+        slope, values = jax.grad(lambda x: _generator_loss(job, d, part, x, frozen or {}), has_aux=True)(image)
         return after, (pull_back(slope)[0], values)
 
     g_stats, (grads, g_logged) = mean_over_devices(_over_parts(work, g.batch_stats, parts))
@@ -346,7 +353,7 @@ def after_evaluation(job: Job, state: TrainState, scores: dict[str, float] | Non
 
 
 def evaluation_step(
-    job: Job, variables: PyTree, key: jax.Array, batch: dict[str, jax.Array]
+    job: Job, variables: PyTree, key: jax.Array, batch: dict[str, jax.Array], frozen: PyTree = None
 ) -> tuple[metrics.EvaluationMetrics, jax.Array, jax.Array]:
     """Scores the generator on this device's part of a batch, under an axis named AXIS.
 
@@ -355,11 +362,13 @@ def evaluation_step(
       variables: of the generator.
       key: of the degradations, together with each example's index.
       batch: 'condition', 'target' (n, h, w, c) in their stored integers; 'mask', 'index' (n,).
+      frozen: the weights of `job.lpips`, where there is one.
 
     Returns:
       The metrics over all devices; condition and output of this device, (n, h, w, c) in [0, 1].
     """
     condition, target = job.images(batch, key)
     output = job.apply(variables, condition)
-    scores = metrics.evaluation_metrics(condition, output, target, batch['mask'], AXIS)
+    lpips = functools.partial(job.lpips, weights=frozen) if job.lpips else None
+    scores = metrics.evaluation_metrics(condition, output, target, batch['mask'], AXIS, lpips)
     return scores, condition, output

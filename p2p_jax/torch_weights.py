@@ -18,19 +18,15 @@ import jax
 import ml_collections
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from p2p_jax import modelfile
 from p2p_jax.job import build_job, training_size
 from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.models.layers import STATISTICS
+from p2p_jax.statedict import State, read_state_dict
 
-State = dict[str, np.ndarray]
 Shape = tuple[int, ...]
 
-_WRAPPERS = ('params_ema', 'params', 'state_dict')  # the first that is there is taken
-_PREFIX = 'module.'  # of every key, where the network was trained on several devices
 _DROPOUT = 0.5  # the reference's rate, wherever it has dropout
 
 # Layout: (an array of PyTorch to ours, the shape of ours to PyTorch's). Its kernels are (out, in, height, width), those
@@ -254,61 +250,6 @@ FAMILIES = {
 }
 
 
-def _read(source: Path) -> Any:
-    """Returns what a file holds: tensors in dictionaries, if all is well."""
-    if not source.is_file():
-        raise UserError(f'--input={source}: no such file')
-    if source.suffix == '.safetensors':
-        try:
-            return load_file(source)
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f'--input={source}: truncated, or no safetensors file that can be read ({error})') from None
-    try:
-        import torch  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise UserError(
-            f"--input={source}: PyTorch reads this file, and is not installed: pip install -e '.[torch]'. Without it, "
-            'the same state dict saved as .safetensors can be read.'
-        ) from None
-    try:
-        return torch.load(source, map_location='cpu', weights_only=True)
-    except Exception as error:  # whatever PyTorch's readers of several formats stumble over in a broken file
-        # The first sentence only: PyTorch goes on with advice to trust the file, which may run any code.
-        reason = str(error).split('. ')[0].split('\n')[0][:200]
-        raise UserError(
-            f'--input={source}: truncated, no file of PyTorch, or one that holds more than tensors, which is not read '
-            f'as it could run any code ({type(error).__name__}: {reason}). Expected what '
-            'torch.save(network.state_dict(), FILE) writes.'
-        ) from None
-
-
-def _array(value: Any) -> np.ndarray | None:
-    """Returns a tensor as float32; None for anything else."""
-    if isinstance(value, np.ndarray):
-        return value.astype(np.float32)
-    try:
-        return value.detach().float().numpy()
-    except (AttributeError, RuntimeError, TypeError):  # no tensor; one that is sparse, quantised or has no content
-        return None
-
-
-def _unwrap(source: Path, content: Any) -> State:
-    """Returns the arrays by their keys in the network."""
-    if isinstance(content, dict):
-        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)]
-        content = inner[0] if inner else content
-    if not isinstance(content, dict) or not content:
-        raise UserError(f'--input={source}: expected a dictionary of tensors, not {content!r:.80}')
-    names = {str(key): value for key, value in content.items()}
-    if all(name.startswith(_PREFIX) for name in names):
-        names = {name.removeprefix(_PREFIX): value for name, value in names.items()}
-    arrays = {name: _array(value) for name, value in names.items()}
-    foreign = [f'{name}: {type(names[name]).__name__}' for name, array in arrays.items() if array is None]
-    if foreign:
-        raise UserError(f'--input={source}: these are not the dense tensors that a state dict has:{shortlist(foreign)}')
-    return {name: array for name, array in arrays.items() if array is not None}
-
-
 def _recognise(source: Path, state: State) -> tuple[str, Family]:
     """Returns the family, and its name."""
     for name, family in FAMILIES.items():
@@ -392,7 +333,7 @@ def import_torch(source: Path, output: Path, config: ml_collections.ConfigDict, 
     pick(dict.fromkeys(STATISTICS), statistics, '--statistics')
     if output.exists():
         raise UserError(f'--output={output} exists and is not overwritten')
-    state = _unwrap(source, _read(source))
+    state = read_state_dict(source, '--input')
     kind, family = _recognise(source, state)
     found = family.read(state)
     settings = {f'{found.network}.{key}': value for key, value in found.settings.items()}

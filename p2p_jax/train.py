@@ -169,6 +169,7 @@ class Run:
 
     config: ml_collections.ConfigDict
     job: Job
+    frozen: dict[str, Any]
     lengths: Lengths
     data: TrainData
     evaluate: Callable[[Any], Any]
@@ -215,8 +216,8 @@ class Run:
         psnr = scores['output']['psnr']
         if not math.isfinite(psnr):
             raise UserError(f'step {step}: the validation PSNR is {psnr}; not saved. A lower optim.lr may help.')
-        named = {f'val/{m}': scores['output'][m] for m in ('psnr', 'ssim')}
-        named |= {f'val/input_{m}': scores['input'][m] for m in ('psnr', 'ssim')}
+        named = {f'val/{m}': value for m, value in scores['output'].items()}
+        named |= {f'val/input_{m}': value for m, value in scores['input'].items()}
         self.writer.write_scalars(step, named)
         shown = evaluation.pictures
         self.show(step, report.grid(shown, [*self.config.eval.names, 'target']) if shown else None)
@@ -269,7 +270,7 @@ class Run:
             phase: jax.pmap(
                 functools.partial(train_step, self.job, phase),
                 axis_name=AXIS,
-                in_axes=(None, 0),
+                in_axes=(None, 0, None),
                 out_axes=(None, None),
                 donate_argnums=0,
             )
@@ -281,7 +282,7 @@ class Run:
         batches = self.data.batches(int(state.batch), len(plan))
         for (step, phase), batch in zip(plan, batches, strict=True):
             local = split_over_devices(batch, jax.local_device_count())
-            state, metrics = steps[phase](state, local)
+            state, metrics = steps[phase](state, local, self.frozen)
             recent.append(metrics)
             in_flight.append(jax.tree.leaves(metrics)[0])
             if len(in_flight) > _IN_FLIGHT:
@@ -380,6 +381,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     config = datasets.with_classes(config, splits)
     lengths = Lengths.of(config, len(splits['train']))
     job = build_job(config, lengths.total)
+    frozen = replicate(job.read_frozen())
+    evaluate = build_sampler(job, config) if job.classes else build_evaluator(job, config, splits['val'])
     size = training_size(config)
     jax.eval_shape(lambda: job.create_state(config.seed, size))  # raises where options do not go together
 
@@ -406,8 +409,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                     parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
                 _say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
                 _say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
-                evaluate = build_sampler(job, config) if job.classes else build_evaluator(job, config, splits['val'])
-                run = Run(config, job, lengths, _data(config, splits), evaluate, checkpoints, writer, workdir)
+                run = Run(config, job, frozen, lengths, _data(config, splits), evaluate, checkpoints, writer, workdir)
                 run.loop(state)
     if job.classes:
         _say(f'pictures of each class: {workdir / "samples"}')

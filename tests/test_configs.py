@@ -13,6 +13,7 @@ from p2p_jax.data.records import AUTO
 from p2p_jax.job import build_job, check, takes_labels
 from p2p_jax.losses import PIXEL_LOSSES
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
+from p2p_jax.perceptual import PERCEPTUAL_LOSSES
 from p2p_jax.train import train
 from tests import trees
 
@@ -49,7 +50,7 @@ def test_every_row_of_a_table_has_its_section():
     assert set(GENERATORS) == set(config.generator) - {'name'}
     assert set(DISCRIMINATORS) == set(config.discriminator) - {'name'}
     assert set(DEGRADATIONS) == set(config.degrade) - {'name'}
-    assert set(PIXEL_LOSSES) == set(config.loss)
+    assert set(PIXEL_LOSSES) | set(PERCEPTUAL_LOSSES) == set(config.loss)
 
 
 def test_every_key_has_a_comment():

@@ -196,7 +196,8 @@ def test_penalties_leave_the_discriminator_s_statistics(norm):
     job = make(discriminator__patchgan__norm=norm, norm__sync=False, **SMALL)
     condition, real, generated = np.random.default_rng(0).uniform(-1, 1, (3, 2, *SIZE)).astype(np.float32)
     variables = jax.jit(functools.partial(job.adversary.network.init, train=False))(jax.random.key(0), condition, real)
-    part = Part(condition, real, np.array([0.3, 0.6], np.float32), jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0))
+    part = Part(condition, condition, real, np.array([0.3, 0.6], np.float32), keys, keys[0])
 
     @functools.partial(jax.jit, static_argnums=0)
     def look(weights):

@@ -12,6 +12,7 @@ from p2p_jax.data.layouts import SIDES, SPLIT_NAMES
 from p2p_jax.data.records import Found, Layout, MismatchError, Problem, Record, Selection
 from p2p_jax.data.sources import Source
 from p2p_jax.lookup import UserError
+from p2p_jax.unpickle import read_pickle
 
 
 def _label(entries: Iterable[tuple[str, str, str | None, Source]]) -> Found:
@@ -132,7 +133,7 @@ def _find_cifar10(root: Path, _: Selection) -> Found:
             lines = meta.read_text().split() if meta.is_file() else [str(i) for i in range(10)]
             return _batches(folder, '.bin', tuple(lines))
         if (folder / 'data_batch_1').is_file():
-            names = sources.read_pickle(folder / 'batches.meta').get('label_names', [])
+            names = read_pickle(folder / 'batches.meta', sources.CIFAR).get('label_names', [])
             classes = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
             return _batches(folder, '', classes or tuple(map(str, range(10))))
     if (root / 'trainLabels.csv').is_file() and (root / 'train').is_dir():

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import io
-import pickle
 import threading
 import zipfile
 from collections.abc import Callable
@@ -15,7 +13,9 @@ import numpy as np
 from p2p_jax.data import images
 from p2p_jax.data.images import Header
 from p2p_jax.lookup import UserError
+from p2p_jax.unpickle import read_pickle
 
+CIFAR = 'CIFAR-10'  # who publishes pickles
 Box = tuple[int, int, int, int]
 _LARGEST_MEMBER = 2**30  # bytes that an archive's image may unpack to
 
@@ -129,37 +129,6 @@ def _block(source: Source) -> np.ndarray:
     return mat_blocks(source.path)[image, block]
 
 
-class _NumpyOnly(pickle.Unpickler):
-    """Reads pickles that hold nothing but built-in containers and numpy arrays; whatever else could run code."""
-
-    _ALLOWED = frozenset(
-        (module, name)
-        for package in ('numpy', 'numpy.core.multiarray', 'numpy._core.multiarray')
-        for module, name in ((package, '_reconstruct'), (package, 'ndarray'), (package, 'dtype'))
-    ) | {('_codecs', 'encode')}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Gives the few names that arrays need."""
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which data does not need')
-        return super().find_class(module, name)
-
-
-def read_pickle(path: Path) -> dict[str, Any]:
-    """Returns the dictionary of a CIFAR pickle without running code from it; keys are texts.
-
-    Raises:
-      UserError: it is damaged, no dictionary, or asks for anything but numpy arrays.
-    """
-    try:
-        content = _NumpyOnly(io.BytesIO(path.read_bytes()), encoding='bytes').load()
-        return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except Exception as error:  # a pickle can fail in every way
-        raise UserError(f'{path}: not a pickle of arrays as CIFAR-10 publishes it ({error})') from None
-
-
 @functools.lru_cache(maxsize=8)
 def cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns images, uint8 (n, 32, 32, 3), and labels, (n,), of a CIFAR-10 batch, binary or pickled.
@@ -174,7 +143,7 @@ def cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         rows = rows.reshape(-1, 3073)
         labels, pixels = rows[:, 0].astype(np.int64), rows[:, 1:]
     else:
-        content = read_pickle(path)
+        content = read_pickle(path, CIFAR)
         try:
             pixels, labels = np.asarray(content['data'], np.uint8), np.asarray(content['labels'], np.int64)
             pixels = pixels.reshape(len(labels), 3072)
