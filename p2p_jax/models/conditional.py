@@ -30,13 +30,12 @@ def _check_dcgan(section: str, size: int, width: int, label_input: str, style: S
     _check_size(section, size, '8, 16, 32, 64, … pixels', size >= 8 and size & (size - 1) == 0)
 
 
-def _encode(style: Style, label_input: str, labels: jax.Array, classes: int, features: int) -> jax.Array:
-    """Returns labels as (n, classes) zeros and ones, or as (n, features) learned numbers."""
+def _encode(style: Style, label_input: str, labels: jax.Array, classes: int, features: int, std: float) -> jax.Array:
+    """Returns labels as (n, classes) zeros and ones, or as (n, features) learned numbers that start as N(0, std)."""
     if label_input == 'one_hot':
         return jax.nn.one_hot(labels, classes, dtype=style.dtype)
-    # As large as the noise or the image that it is joined to. Spectral norm, which bounds the slope by the image, has
-    # no part in it, and would make it too small to be seen.
-    init = nn.initializers.normal(1.0)
+    # Spectral norm, which bounds the slope by the image, has no part in it, and would make it too small to be seen.
+    init = nn.initializers.normal(std)
     return nn.Embed(classes, features, dtype=style.dtype, embedding_init=init, name='label')(labels)
 
 
@@ -86,7 +85,10 @@ class DCGANGenerator(nn.Module):
         last_activation = pick(ACTIVATIONS, self.last_activation, f'{section}.last_activation')
         labels, x = condition
         if self.classes > 1:
-            encoded = _encode(style, self.label_input, labels, self.classes, x.shape[-1])
+            # A row's norm starts at 1, as that of a one-hot. Were rows as large as the noise, then the label, which is
+            # the same from step to step, would outrun it: each class collapses to one image.
+            latent = x.shape[-1]
+            encoded = _encode(style, self.label_input, labels, self.classes, latent, latent**-0.5)
             x = jnp.concatenate([x, encoded.astype(x.dtype)], axis=-1)
         features = self.width * self.size // 8
         x = style.dense('first', 16 * features, x, update_spectral=train).reshape(len(x), 4, 4, features)
@@ -144,7 +146,7 @@ class DCGANDiscriminator(nn.Module):
         last_activation = pick(ACTIVATIONS, self.last_activation, f'{section}.last_activation')
         x = image
         if self.classes > 1:
-            planes = _encode(style, self.label_input, condition, self.classes, size * size)
+            planes = _encode(style, self.label_input, condition, self.classes, size * size, 1.0)
             shape = (len(x), size, size, 1) if self.label_input == 'embedding' else (len(x), 1, 1, self.classes)
             planes = jnp.broadcast_to(planes.reshape(shape), (len(x), size, size, shape[-1]))
             x = jnp.concatenate([x, planes.astype(x.dtype)], axis=-1)

@@ -213,6 +213,20 @@ def test_dcgan_joins_labels_to_noise_and_image(label_input):
     np.testing.assert_allclose(run(network, variables, (labels, images)), expected, atol=1e-6)
 
 
+def test_embedded_labels_start_as_large_as_a_one_hot_or_the_pixels():
+    """A generator with larger rows goes by the label alone."""
+    for network, inputs, norm in (
+        (dcgan_generator(size=8, classes=50), ((LABELS, jnp.zeros((4, 128))),), 1),
+        (dcgan_discriminator(size=8, classes=50), (LABELS, image(8, 8, 4)), 8),
+    ):
+        rows = jax.jit(
+            lambda network=network, inputs=inputs: network.init(jax.random.key(0), *inputs, train=False)['params'][
+                'label'
+            ]
+        )()['embedding']
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1).mean(), norm, rtol=0.05)
+
+
 def test_projection_is_bilinear_in_the_class_and_the_features():
     network, (_, images) = make('discriminator.sngan')
     variables = draw(network, (LABELS, images))
@@ -418,6 +432,17 @@ def torch_dcgan_generator(torch):
             return self.head(x).tanh()
 
     return Net()
+
+
+def test_sngan_keeps_its_values():
+    """Means and deviations of four images, and four scores, noted when the networks equalled PyTorch's (below)."""
+    network, x = make('generator.sngan')
+    images = run(network, draw(network, x), x)
+    np.testing.assert_allclose(images.mean((1, 2, 3)), [-0.05883, 0.00070, 0.03846, 0.04543], atol=1e-4)
+    np.testing.assert_allclose(images.std((1, 2, 3)), [0.65922, 0.58812, 0.67115, 0.64038], atol=1e-4)
+    network, x = make('discriminator.sngan')
+    scores = run(network, draw(network, x), x)[:, 0, 0, 0]
+    np.testing.assert_allclose(scores, [-7.4922, -55.6396, -89.8702, -57.1046], rtol=1e-4)
 
 
 def test_equals_the_same_networks_in_pytorch():
