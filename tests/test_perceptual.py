@@ -17,6 +17,7 @@ from p2p_jax.job import build_job, check
 from p2p_jax.lookup import UserError
 from p2p_jax.models.vgg import FEATURE_NETWORKS
 from p2p_jax.perceptual import LPIPS_NETWORKS, PERCEPTUAL_LOSSES, lpips
+from p2p_jax.steps import Part, _generator_loss
 from p2p_jax.train import train
 from tests.conftest import noisy, picture, small_config, write_pairs
 from tests.weights import NARROW, draw, make_narrow, packed, write_file, write_package
@@ -232,17 +233,17 @@ def test_training_through_a_frozen_network(tmp_path, monkeypatch):
 
 def test_a_step_s_losses_are_those_of_its_images(narrow):
     """The weights that are given are used: another network's give another loss, and the generator's gradient."""
-    from p2p_jax.steps import _generator_loss  # noqa: PLC0415
-
     config = small_config()
     config.gan.weight = 0.0
     config.loss.vgg.weight = 3.0
     job = build_job(config, 1)
     output, target = (2 * x - 1 for x in images())
-    loss = jax.jit(functools.partial(_generator_loss, job, None, None))
+    nothing = jnp.zeros(len(output))
+    part = Part(output, output, target, nothing, nothing, nothing)
+    loss = jax.jit(functools.partial(_generator_loss, job, None, part))
     for seed in (0, 1):
         weights = draw(NARROW['vgg16'], seed)
-        total, logged = loss(output, target, {'vgg': weights})
+        total, logged = loss(output, {'vgg': weights})
         expected = float(np.mean(job.pixel_losses['vgg'][0](output, target, weights)))
         assert float(logged['loss/vgg']) == pytest.approx(expected, rel=1e-4)
         assert float(total) == pytest.approx(100 * float(logged['loss/l1']) + 3 * expected, rel=1e-4)
