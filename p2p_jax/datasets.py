@@ -15,8 +15,8 @@ from p2p_jax.data import LAYOUTS
 from p2p_jax.data.audit import Audit, audit, measure
 from p2p_jax.data.prepared import check_same, prepared_folder
 from p2p_jax.data.records import SPLITS, Found, Record, Selection, Splits, cut, find, limit
-from p2p_jax.job import least_scored, takes_labels
 from p2p_jax.lookup import UserError, shortlist
+from p2p_jax.settings import least_scored, takes_labels
 
 STORED = 'data.json'
 _GLANCE = 48  # examples that a training looks at fully before it starts; `audit` looks at all

@@ -23,8 +23,9 @@ from p2p_jax.data import images
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData, split_over_devices
 from p2p_jax.data.records import SPLITS, Splits
 from p2p_jax.evaluate import build_evaluator, build_sampler, describe, evaluate_model
-from p2p_jax.job import AXIS, Job, build_job, check, flatten, takes_labels, training_size
+from p2p_jax.job import AXIS, Job, build_job, training_size
 from p2p_jax.lookup import UserError, shortlist
+from p2p_jax.settings import check, flatten, takes_labels
 from p2p_jax.state import TrainState
 from p2p_jax.steps import after_evaluation, train_step
 

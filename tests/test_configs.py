@@ -10,10 +10,11 @@ from configs import awgn, default, sidd
 from p2p_jax.data import LAYOUTS
 from p2p_jax.data.degrade import DEGRADATIONS
 from p2p_jax.data.records import AUTO
-from p2p_jax.job import build_job, check, takes_labels
+from p2p_jax.job import build_job
 from p2p_jax.losses import PIXEL_LOSSES
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.perceptual import PERCEPTUAL_LOSSES
+from p2p_jax.settings import check, takes_labels
 from p2p_jax.train import train
 from tests import trees
 

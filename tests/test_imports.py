@@ -50,6 +50,7 @@ ORDER = [
     'p2p_jax.perceptual',
     'p2p_jax.optim',
     'p2p_jax.state',
+    'p2p_jax.settings',
     'p2p_jax.job',
     'p2p_jax.steps',
     'p2p_jax.checkpoint',

@@ -13,10 +13,11 @@ from scipy.ndimage import gaussian_filter
 
 from p2p_jax import inference
 from p2p_jax.datasets import find_splits
-from p2p_jax.job import build_job, check
+from p2p_jax.job import build_job
 from p2p_jax.lookup import UserError
 from p2p_jax.models.vgg import FEATURE_NETWORKS
 from p2p_jax.perceptual import LPIPS_NETWORKS, PERCEPTUAL_LOSSES, lpips
+from p2p_jax.settings import check
 from p2p_jax.steps import Part, _generator_loss
 from p2p_jax.train import train
 from tests.conftest import noisy, picture, small_config, write_pairs

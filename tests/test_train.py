@@ -13,8 +13,9 @@ from p2p_jax.checkpoint import FOLDER, Checkpoints
 from p2p_jax.data.images import decode, header, read_image, write_image
 from p2p_jax.datasets import find_splits
 from p2p_jax.evaluate import build_evaluator, evaluate_model
-from p2p_jax.job import build_job, check, training_size
+from p2p_jax.job import build_job, training_size
 from p2p_jax.lookup import UserError
+from p2p_jax.settings import check
 from p2p_jax.train import Progress, check_resume, length_in_steps, train
 from tests import trees
 from tests.conftest import picture, small_config, write_pairs
@@ -389,6 +390,16 @@ def test_lengths_in_steps_or_epochs():
 
 def test_defaults_pass_their_own_checks():
     check(small_config())
+
+
+def test_a_configuration_of_another_version_is_one_error():
+    with small_config().unlocked() as config:
+        del config.gan.d_steps
+        del config.train.patience
+    with pytest.raises(
+        UserError, match=r'(?s)lacks 2 keys; it was written by another version.*gan.d_steps\n.*patience'
+    ):
+        check(config)
 
 
 def test_progress_line():
