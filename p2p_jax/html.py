@@ -7,6 +7,7 @@
 import base64
 import bisect
 import dataclasses
+import functools
 import hashlib
 import html
 import io
@@ -166,6 +167,11 @@ def error_colours(error: np.ndarray, peak: float) -> np.ndarray:
     return np.rint(np.stack(channels, -1)).astype(np.uint8)
 
 
+def _over_channels(image: np.ndarray) -> np.ndarray:
+    """The sum over the last axis, plane by plane, which for so few is many times quicker than NumPy's own."""
+    return functools.reduce(np.add, np.moveaxis(image, -1, 0))
+
+
 def worst_patch(output: np.ndarray, target: np.ndarray, size: int) -> tuple[int, int, int, int]:
     """Returns (left, top, width, height) of the patch with the largest squared error, the first of equals.
 
@@ -175,9 +181,9 @@ def worst_patch(output: np.ndarray, target: np.ndarray, size: int) -> tuple[int,
       size: the side of the patch; a shorter side of the image limits it.
     """
     height, width = (min(size, side) for side in output.shape[:2])
-    error = ((output.astype(np.int32) - target) ** 2).sum(-1, dtype=np.int64)
+    error = _over_channels((output.astype(np.int32) - target) ** 2)
     # Entry (i, j) is the sum over the first i rows and j columns.
-    sums = np.pad(error, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    sums = np.pad(error, ((1, 0), (1, 0))).cumsum(0, dtype=np.int64).cumsum(1)
     inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
     top, left = np.unravel_index(inside.argmax(), inside.shape)
     return int(left), int(top), width, height
@@ -204,7 +210,7 @@ def encode(condition: np.ndarray, output: np.ndarray, target: np.ndarray) -> Pic
     if any(image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3) for image in images.values()):
         raise ValueError('expected uint8 (h, w, 1 or 3) of input, output and target')
     if output.shape != target.shape or condition.shape[:2] != target.shape[:2]:
-        raise ValueError(f'shapes do not fit: { ({name: image.shape for name, image in images.items()}) }')
+        raise ValueError(f'shapes do not fit: {[image.shape for image in images.values()]} of input, output, target')
     height, width = target.shape[:2]
     scale = min(1.0, VIEW / max(height, width))
     shown = max(1, round(width * scale)), max(1, round(height * scale))
@@ -217,7 +223,7 @@ def encode(condition: np.ndarray, output: np.ndarray, target: np.ndarray) -> Pic
         name: _file(image.resize(shown, Image.Resampling.BOX), 'JPEG', quality=_QUALITY, subsampling=0)
         for name, image in as_files.items()
     }
-    error = np.abs(output.astype(np.float32) - target).mean(-1)
+    error = _over_channels(np.abs(output.astype(np.int16) - target)) / np.float32(target.shape[-1])
     peak = next(peak for peak in _PEAKS if np.quantile(error, 0.995) <= peak)
     error = np.asarray(Image.fromarray(error).resize(shown, Image.Resampling.BOX))
     views['error'] = _file(Image.fromarray(error_colours(error, peak)), 'JPEG', quality=_QUALITY, subsampling=0)

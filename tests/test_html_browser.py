@@ -103,6 +103,12 @@ def test_a_phone_scrolls_down_only_and_slides_by_touch(browser, file):
         assert 280 < viewer.bounding_box()['width'] <= 400
         viewer.tap(position={'x': viewer.bounding_box()['width'] * 0.8, 'y': 30})
         assert float(clip(page).split()[1][:-1]) == pytest.approx(20, abs=0.5)
+        box = viewer.bounding_box()
+        touch = page.context.new_cdp_session(page)
+        for kind, share in (('touchStart', 0.8), ('touchMove', 0.6), ('touchMove', 0.3), ('touchEnd', None)):
+            points = [] if share is None else [{'x': box['x'] + box['width'] * share, 'y': box['y'] + 30}]
+            touch.send('Input.dispatchTouchEvent', {'type': kind, 'touchPoints': points})
+        assert float(clip(page).split()[1][:-1]) == pytest.approx(70, abs=0.5)
 
 
 ODD = {
@@ -138,6 +144,7 @@ def test_buttons_show_target_and_error_map(page):
         assert card.locator('button[aria-pressed=true]').all_inner_texts() == [label]
         assert card.locator('.before').is_visible() == (label == 'slider')
         assert card.locator('.scale').is_visible() == (label == 'error')
+        assert card.locator('.viewer input').is_enabled() == (label == 'slider')
     assert len(set(sources)) == 3
     assert sources[0] == sources[3]
     assert card.locator('.patches img').count() == 3
@@ -171,7 +178,7 @@ def test_filters(page):
     page.fill('#search', '')
     page.check('#pictured')
     assert len(names(page)) == 14
-    assert page.inner_text('#pictures').startswith('29 of 30 examples have pictures.')
+    assert page.inner_text('#pictures').startswith('29 of 30 examples have pictures: the worst,')
 
 
 def test_a_point_of_the_plot_leads_to_its_example(page):
