@@ -366,14 +366,18 @@ def render(
 
     Raises:
       UserError: the budget is negative or not a number.
+      ValueError: a score is not in METRICS.
     """
     if not budget_mb >= 0:
         raise UserError(f'budget_mb={budget_mb}: expected megabytes, at least 0')
     scored = [*summary.rows.values(), *(scores for example in examples for scores in example.scores.values())]
+    used = {name for row in scored for name in row}
+    if unknown := used - METRICS.keys():
+        raise ValueError(f'METRICS does not say how {sorted(unknown)} are printed')
     content = {
         'title': title,
         'names': list(summary.names),
-        'metrics': {name: dataclasses.asdict(METRICS[name]) for name in METRICS if any(name in row for row in scored)},
+        'metrics': {name: dataclasses.asdict(METRICS[name]) for name in METRICS if name in used},
         'rows': _rows(summary.rows),
         'breakdowns': {a: {v: _rows(rows) for v, rows in values.items()} for a, values in summary.breakdowns.items()},
         'protocol': summary.protocol,

@@ -148,6 +148,11 @@ def test_the_budget_bounds_the_page_and_keeps_the_worst_and_the_best():
         html.render('t', summary(), examples, [], budget_mb=-1)
 
 
+def test_an_unknown_score_is_not_dropped():
+    with pytest.raises(ValueError, match=r"\['sharpness'\]"):
+        html.render('t', summary(), [example(0, scores={'output': {'psnr': 1.0, 'sharpness': 2.0}})], [], budget_mb=9)
+
+
 def test_spread_takes_both_ends_and_even_steps_between():
     assert html.spread(range(10, 20), 10) == list(range(10, 20))
     assert html.spread(range(100), 6) == [0, 1, 26, 74, 98, 99]
