@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -85,28 +84,6 @@ def build_evaluator(
         return Evaluation(_scores(total), pictures)
 
     return evaluate
-
-
-def build_sampler(job: Job, config: ml_collections.ConfigDict) -> Callable[[Any], list[list[np.ndarray]]]:
-    """Returns a function of the generator's variables that makes a row of images of each class, (h, w, c) in [0, 1].
-
-    The noise is the same each time; there are `eval.pictures` images in a row.
-    """
-    count = config.eval.pictures
-    labels = jnp.repeat(jnp.arange(len(job.classes), dtype=jnp.int32), count)
-
-    @jax.jit
-    def make(variables: Any) -> jax.Array:
-        given = job.given(labels, jax.random.split(jax.random.key(config.seed), len(labels)))
-        output: Any = job.generator.apply(variables, given, train=False)
-        return job.from_network(output)
-
-    def sample(variables: Any) -> list[list[np.ndarray]]:
-        """Makes the rows."""
-        made = list(np.asarray(make(variables))) if count else []
-        return [made[i : i + count] for i in range(0, len(made), count)] if count else []
-
-    return sample
 
 
 def _scores(total: EvaluationMetrics) -> dict[str, Any]:

@@ -140,16 +140,21 @@ class Job:
         inputs = (self.given(condition, jax.random.split(jax.random.key(seed), 1)), condition, image)
         return create_state(seed, inputs, (self.generator, self.optimizer), adversary, self.ema_decay > 0)
 
-    def given(self, condition: jax.Array, keys: jax.Array) -> Any:
+    def given(self, condition: jax.Array, keys: jax.Array, truncation: float | None = None) -> Any:
         """Returns what the generator is given: the images, or the labels with noise from N(0, 1).
 
         Args:
           condition: (n, h, w, c) in the value range, or int32 (n,).
           keys: (n,), one of each example's noise.
+          truncation: the noise lies within ± this; None: anywhere.
         """
         if not self.classes:
             return condition
-        return condition, jax.vmap(lambda key: jax.random.normal(key, (self.generator.latent,)))(keys)
+        shape = (self.generator.latent,)
+        if truncation is None:
+            return condition, jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        draw = functools.partial(jax.random.truncated_normal, lower=-truncation, upper=truncation, shape=shape)
+        return condition, jax.vmap(draw)(keys)
 
     def read_frozen(self) -> dict[str, PyTree]:
         """Reads the weights of the networks that losses look through, which stay as they are, by the losses' names.

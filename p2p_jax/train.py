@@ -22,7 +22,8 @@ from p2p_jax.checkpoint import Checkpoints, replicate
 from p2p_jax.data import images
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData, split_over_devices
 from p2p_jax.data.records import SPLITS, Splits
-from p2p_jax.evaluate import build_evaluator, build_sampler, describe, evaluate_model
+from p2p_jax.evaluate import build_evaluator, describe, evaluate_model
+from p2p_jax.generate import build_sampler
 from p2p_jax.job import AXIS, Job, build_job, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.settings import check, flatten, takes_labels
@@ -208,7 +209,7 @@ class Run:
         regular = step % self.lengths.evaluate == 0
         if self.job.classes:
             rows = self.evaluate(state.evaluated)
-            self.show(step, report.grid(rows, names=self.job.classes) if rows else None)
+            self.show(step, report.grid(rows, names=self.job.classes) if all(rows) else None)
             state = after_evaluation(self.job, state, None) if regular else state
             self.save(step, state)
             return state
@@ -362,6 +363,13 @@ def _data(config: ml_collections.ConfigDict, splits: Splits) -> TrainData:
     )
 
 
+def _rows(job: Job, config: ml_collections.ConfigDict) -> Callable[[Any], list[list[np.ndarray]]]:
+    """Returns a function of the generator's variables that makes a row of each class, of the same noise each time."""
+    count = config.eval.pictures
+    sample = build_sampler(job, max(count, 1))
+    return lambda variables: [sample(variables, label, count, config.seed) for label in range(len(job.classes))]
+
+
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Trains what a configuration says, resuming where `workdir` holds a training, and scores the test split.
 
@@ -383,7 +391,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     lengths = Lengths.of(config, len(splits['train']))
     job = build_job(config, lengths.total)
     frozen = replicate(job.read_frozen())
-    evaluate = build_sampler(job, config) if job.classes else build_evaluator(job, config, splits['val'])
+    evaluate = _rows(job, config) if job.classes else build_evaluator(job, config, splits['val'])
     size = training_size(config)
     jax.eval_shape(lambda: job.create_state(config.seed, size))  # raises where options do not go together
 

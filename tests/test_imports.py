@@ -60,6 +60,7 @@ ORDER = [
     'p2p_jax.html',
     'p2p_jax.datasets',
     'p2p_jax.inference',
+    'p2p_jax.generate',
     'p2p_jax.evaluate',
     'p2p_jax.finetune',
     'p2p_jax.writers',

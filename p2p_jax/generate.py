@@ -1,0 +1,103 @@
+"""Images from labels, written to files."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from p2p_jax import report
+from p2p_jax.data import images
+from p2p_jax.inference import Model
+from p2p_jax.job import Job
+from p2p_jax.lookup import UserError, pick, shortlist
+
+_SHOWN = 10  # images of each class in the grid
+
+
+def build_sampler(
+    job: Job, batch_size: int, truncation: float | None = None
+) -> Callable[[Any, int, int, int], list[np.ndarray]]:
+    """Returns a function of the generator's variables, a label's number, a count and a seed that makes images of it.
+
+    They are (h, w, c) in [0, 1]. Image i depends on seed, label and i alone, not on the batch size or on what else is
+    made.
+
+    Args:
+      job: that makes images from labels.
+      batch_size: images that are made at a time.
+      truncation: the noise is drawn from N(0, 1) within ± this (Brock et al. 2019, section 3.1): less varied, more
+        typical images; None draws all of it.
+    """
+
+    @jax.jit
+    def make(variables: Any, labels: jax.Array, keys: jax.Array) -> jax.Array:
+        output: Any = job.generator.apply(variables, job.given(labels, keys, truncation), train=False)
+        return job.from_network(output)
+
+    def sample(variables: Any, label: int, count: int, seed: int) -> list[np.ndarray]:
+        """Makes the images."""
+        base = jax.random.fold_in(jax.random.key(seed), label)
+        made: list[np.ndarray] = []
+        for first in range(0, count, batch_size):
+            # Always a whole batch, for one program.
+            keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.arange(first, first + batch_size))
+            made += list(np.asarray(make(variables, jnp.full(batch_size, label, jnp.int32), keys)))
+        return made[:count]
+
+    return sample
+
+
+def generate(
+    model: Model,
+    names: Sequence[str],
+    output: Path,
+    *,
+    count: int,
+    seed: int,
+    batch_size: int,
+    truncation: float | None,
+) -> None:
+    """Writes images as `<output>/<label>/<seed>_<number>.png`, and a grid of the first of each class.
+
+    Args:
+      model: what makes them.
+      names: of the labels; () takes all.
+      output: folder of the results.
+      count: of images of each class.
+      seed: of the noise.
+      batch_size: images that are made at a time; it does not change them.
+      truncation: see `build_sampler`.
+
+    Raises:
+      UserError: a model that makes no images from labels, an unknown label, numbers out of range, or a file that
+        exists; nothing was written then.
+    """
+    classes = model.job.classes
+    if not classes:
+        raise UserError(f'{model.origin} makes images from images, not from labels; see predict')
+    if count < 1 or batch_size < 1 or (truncation is not None and truncation <= 0):
+        given = f'--count={count} --batch={batch_size} --truncation={truncation}'
+        raise UserError(f'{given}: expected counts of at least 1 and a truncation above 0')
+    numbers = {name: i for i, name in enumerate(classes)}
+    chosen = {name: pick(numbers, name, '--label') for name in names} if names else numbers
+    files = {name: [output / name / f'{seed}_{i:05}.png' for i in range(count)] for name in chosen}
+    grid = output / f'grid_{seed}.png'
+    there = [str(path) for path in [grid, *(path for paths in files.values() for path in paths)] if path.exists()]
+    if there:
+        raise UserError(f'{len(there)} files exist and are not overwritten (nothing was done):{shortlist(there)}')
+    print(f'{model}; {count} images of each of {len(chosen)} classes', flush=True)
+    sample = build_sampler(model.job, batch_size, truncation)
+    start, rows = time.monotonic(), []
+    for done, (name, label) in enumerate(chosen.items(), 1):
+        made = sample(model.variables, label, count, seed)
+        for image, path in zip(made, files[name], strict=True):
+            images.write_image(path, np.rint(image * 255).astype(np.uint8))
+        rows.append(made[:_SHOWN])
+        left = (time.monotonic() - start) / done * (len(chosen) - done)
+        print(f'{done}/{len(chosen)} | ETA {report.duration(left)} | {name}: {output / name}', flush=True)
+    images.write_image(grid, report.grid(rows, names=list(chosen)))
+    print(f'the first of each class: {grid}')
