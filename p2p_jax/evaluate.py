@@ -97,9 +97,7 @@ def build_sampler(job: Job, config: ml_collections.ConfigDict) -> Callable[[Any]
 
     @jax.jit
     def make(variables: Any) -> jax.Array:
-        given = job.given(labels, jax.random.split(jax.random.key(config.seed), len(labels)))
-        output: Any = job.generator.apply(variables, given, train=False)
-        return job.from_network(output)
+        return job.apply(variables, job.given(labels, jax.random.split(jax.random.key(config.seed), len(labels))))
 
     def sample(variables: Any) -> list[list[np.ndarray]]:
         """Makes the rows."""
