@@ -161,6 +161,8 @@ def _write_onnx(program: Program, path: Path) -> None:
         input_names=list(inputs),
         output_names=['result'],
     )
+    # Layouts that the converter turns leave wrong shapes in between, of which runtimes warn; they find their own.
+    del model.graph.value_info[:]
     onnx.helper.set_model_props(model, {'p2p_jax': json.dumps(program.describe())})
     path.write_bytes(model.SerializeToString())
 
@@ -341,7 +343,7 @@ def prepare(model: Model, size: tuple[int, int] = SIZE, *, raw: bool = False) ->
     variables = jax.device_get(model.variables)
     # A model file with norms folded in was loaded without them.
     if config.generator[config.generator.name].get('norm') == 'spectral':
-        variables = jax.device_get(modelfile.fold_spectral_norm(variables))
+        variables = jax.device_get(jax.jit(modelfile.fold_spectral_norm)(variables))
         config.generator[config.generator.name].norm = 'none'
     return Program(config, variables, facts, size)
 
