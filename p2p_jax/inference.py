@@ -1,7 +1,6 @@
 """A trained generator, loaded and applied to files."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 from p2p_jax import modelfile
 from p2p_jax.checkpoint import Checkpoints
 from p2p_jax.data import images
-from p2p_jax.datasets import STORED as DATA
 from p2p_jax.job import Job, build_job, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.report import duration
@@ -108,46 +106,6 @@ def load_file(path: Path) -> Model:
         lines = [f'{k}: {there.get(k, "missing")} there, {wanted.get(k, "nothing")} wanted' for k in differing]
         raise UserError(f'--model={path}: its weights do not fit its configuration:{shortlist(lines)}')
     return Model(config, job, jax.device_put(variables), facts.step, path)
-
-
-def export(workdir: Path, which: str, output: Path, *, raw: bool) -> None:
-    """Writes the generator of a training to one model file.
-
-    Args:
-      workdir: of the training.
-      which: 'best', 'latest' or a step.
-      output: the file, which must not exist.
-      raw: the weights themselves instead of their moving averages.
-
-    Raises:
-      UserError: no such checkpoint, or the file exists.
-    """
-    if output.exists():
-        raise UserError(f'--output={output} exists and is not overwritten')
-    model = load(workdir, which, raw=raw)
-    folded = model.config.generator[model.config.generator.name].get('norm') == 'spectral'
-    variables = jax.device_get(model.variables)
-    description = json.loads((workdir / DATA).read_text()) if (workdir / DATA).is_file() else {}
-    facts = modelfile.Facts(
-        config=model.config.to_dict(),
-        step=model.step,
-        weights='raw' if raw or not model.config.ema.decay else 'ema',
-        scale=description.get('scale', 1.0),
-        scores=_scores_at(workdir / 'metrics.jsonl', model.step),
-        folded=folded,
-    )
-    modelfile.write(output, modelfile.fold_spectral_norm(variables) if folded else variables, facts)
-    scores = ', '.join(f'{name} {value:.4g}' for name, value in facts.scores.items())
-    print(f'{model} ({facts.weights} weights; validation {scores or "unknown"}) -> {output}')
-
-
-def _scores_at(log: Path, step: int) -> dict[str, float]:
-    """The validation scores of a step in metrics.jsonl."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    found = [line for line in lines if line.get('step') == step and 'val/psnr' in line]
-    return (
-        {key.removeprefix('val/'): value for key, value in found[-1].items() if key.startswith('val/')} if found else {}
-    )
 
 
 def _plan(source: Path, output: Path) -> list[tuple[Path, Path]]:

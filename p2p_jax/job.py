@@ -200,9 +200,10 @@ class Job:
             condition = jax.vmap(draw)(condition, target, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
         return condition, target
 
-    def apply(self, variables: PyTree, condition: jax.Array) -> jax.Array:
-        """Runs the generator as after training: (n, h, w, c) in [0, 1] to the same."""
-        output: Any = self.generator.apply(variables, self.to_network(condition), train=False)
+    def apply(self, variables: PyTree, condition: Any) -> jax.Array:
+        """Runs the generator as after training: images in [0, 1], or (labels, noise), to (n, h, w, c) in [0, 1]."""
+        given = condition if self.classes else self.to_network(condition)
+        output: Any = self.generator.apply(variables, given, train=False)
         return self.from_network(output)
 
 

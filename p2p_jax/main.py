@@ -8,7 +8,7 @@ verbs:
   prepare    cuts the data of a configuration once and stores it for fast reading
   evaluate   scores a checkpoint on the test split
   predict    applies a checkpoint to images of any size
-  export     writes a checkpoint's generator to one file
+  export     writes a checkpoint's generator for this and for other programs, and compares what they give
   import_torch  writes weights of PyTorch (pix2pix, CycleGAN, NAFNet) to one file
 
 flags of train:
@@ -32,9 +32,12 @@ flags of predict:
   --output=DIR            of the results, PNG of the input's depth and channels; nothing is overwritten
 
 flags of export:
-  --workdir=DIR, --checkpoint=WHICH
-  --output=FILE           for example model.safetensors; must not exist
+  --workdir=DIR, --checkpoint=WHICH, or --model=FILE
+  --format=NAME,NAME      safetensors (default: a model file), stablehlo, savedmodel, onnx (which needs jax2onnx)
+  --output=FILE_OR_DIR    for example model.safetensors; of several formats a folder; nothing is overwritten
   --raw                   the weights themselves instead of their moving averages
+  --size=HEIGHTxWIDTH     of the images that an ONNX file takes and that the comparison is on; default 256x256
+  --input=FILE_OR_DIR     images for the comparison; default: photographs that need no download
 
 flags of import_torch:
   --input=FILE            a state dict that torch.save wrote (which needs PyTorch), or the same as .safetensors
@@ -47,6 +50,7 @@ examples:
   python -m p2p_jax.main audit --config=configs/polyu.py --config.data.dir=/path/to/polyu
   python -m p2p_jax.main evaluate --workdir=runs/sample --output=report.json
   python -m p2p_jax.main export --workdir=runs/sample --output=model.safetensors
+  python -m p2p_jax.main export --workdir=runs/sample --format=stablehlo,savedmodel --output=exported
   python -m p2p_jax.main predict --model=model.safetensors --input=photos --output=denoised
   python -m p2p_jax.main import_torch --input=net_G.pth --output=model.safetensors
 """
@@ -71,6 +75,8 @@ _CHECKPOINT: flags.FlagHolder[str] = flags.DEFINE_string('checkpoint', 'best', '
 _INPUT: flags.FlagHolder[Any] = flags.DEFINE_string('input', None, 'File or folder.')
 _MODEL: flags.FlagHolder[Any] = flags.DEFINE_string('model', None, 'Model file.')
 _RAW = flags.DEFINE_bool('raw', False, 'The weights themselves instead of their moving averages.')
+_FORMAT: flags.FlagHolder[Any] = flags.DEFINE_string('format', None, 'Of the output.')
+_SIZE: flags.FlagHolder[Any] = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH.')
 _STATISTICS: flags.FlagHolder[str] = flags.DEFINE_string('statistics', 'running', 'running or batch.')
 _OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or folder.')
 
@@ -102,17 +108,19 @@ def _prepare(config: Any) -> None:
     prepare(config, Path(_OUTPUT.value))
 
 
-def _model() -> Any:
-    """The model that --workdir or --model names."""
+def _model(*, raw: bool = False) -> Any:
+    """The model that --workdir or --model names; `raw`: the weights themselves, not their moving averages."""
     if bool(_WORKDIR.value) == bool(_MODEL.value):
         raise UserError('give either --workdir=DIR of a training or --model=FILE')
     if _MODEL.value and flags.FLAGS['checkpoint'].present:
         raise UserError('--checkpoint goes with --workdir; a model file holds one')
+    if _MODEL.value and raw:
+        raise UserError('--raw goes with --workdir; a model file holds either the weights or their averages')
     from p2p_jax import inference
 
     if _MODEL.value:
         return inference.load_file(Path(_MODEL.value))
-    return inference.load(Path(_WORKDIR.value), _CHECKPOINT.value)
+    return inference.load(Path(_WORKDIR.value), _CHECKPOINT.value, raw=raw)
 
 
 def _evaluate(_: Any) -> None:
@@ -129,10 +137,13 @@ def _predict(_: Any) -> None:
     predict(model, Path(_INPUT.value), Path(_OUTPUT.value))
 
 
-def _export(_: Any) -> None:
-    from p2p_jax.inference import export
+def _export(_: Any) -> int:
+    from p2p_jax import export
 
-    export(Path(_WORKDIR.value), _CHECKPOINT.value, Path(_OUTPUT.value), raw=_RAW.value)
+    target = export.plan(_FORMAT.value or export.DEFAULT, Path(_OUTPUT.value))
+    size = export.parse_size(_SIZE.value) if _SIZE.value else export.SIZE
+    source = Path(_INPUT.value) if _INPUT.value else None
+    return 0 if export.export(_model(raw=_RAW.value), target, size, source, raw=_RAW.value) else 1
 
 
 def _import_torch(_: Any) -> None:
@@ -152,7 +163,7 @@ _VERBS = {
     'prepare': (_prepare, ('config', 'output'), ()),
     'evaluate': (_evaluate, (), ('workdir', 'model', 'checkpoint', 'output')),
     'predict': (_predict, ('input', 'output'), ('workdir', 'model', 'checkpoint')),
-    'export': (_export, ('workdir', 'output'), ('checkpoint', 'raw')),
+    'export': (_export, ('output',), ('workdir', 'model', 'checkpoint', 'format', 'raw', 'size', 'input')),
     'import_torch': (_import_torch, ('input', 'output'), ('statistics',)),
 }
 

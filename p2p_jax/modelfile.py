@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from p2p_jax import __version__
 from p2p_jax.lookup import UserError
 
-VERSION = 2
+VERSION = 3
 _KEY = 'p2p_jax'  # of the header's entry
 PyTree = Any
 
@@ -32,6 +32,7 @@ class Facts:
       scores: of the validation at that step, where known: 'psnr' in dB, 'ssim', and those of the input.
       network: what the weights are of, 'generator' or 'discriminator'.
       folded: spectral norm is inside the kernels: the network is built without it.
+      examples: how many of the data set `config` names each split had, where known.
       p2p_jax: the version that wrote the file.
     """
 
@@ -42,6 +43,7 @@ class Facts:
     scores: dict[str, float]
     network: str = 'generator'
     folded: bool = False
+    examples: dict[str, int] = dataclasses.field(default_factory=dict)
     p2p_jax: str = __version__
 
 

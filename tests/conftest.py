@@ -29,6 +29,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
+from p2p_jax import export, inference, modelfile
 from p2p_jax.data.images import write_image
 
 
@@ -99,6 +100,12 @@ def small_config(data: Path | None = None) -> ConfigDict:
 def config(pairs: Path) -> ConfigDict:
     """`small_config` on the folder `pairs`."""
     return small_config(pairs)
+
+
+def write_model(workdir: Path, path: Path, *, raw: bool = False) -> None:
+    """Writes the latest checkpoint's generator to a model file, without the comparison that follows in `export`."""
+    program = export.prepare(inference.load(workdir, 'latest', raw=raw), raw=raw)
+    modelfile.write(path, program.variables, program.facts)
 
 
 @pytest.fixture(scope='session')

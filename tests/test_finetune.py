@@ -8,7 +8,7 @@ from p2p_jax.finetune import initialise, merge
 from p2p_jax.job import build_job, training_size
 from p2p_jax.lookup import UserError
 from p2p_jax.train import train
-from tests.conftest import picture, small_config, write_pairs
+from tests.conftest import picture, small_config, write_model, write_pairs
 
 
 def fresh(config, seed=1):
@@ -23,7 +23,7 @@ def trained(tmp_path_factory):
     config = small_config(root / 'pairs')
     config.train.steps = 2
     train(config, root / 'run')
-    inference.export(root / 'run', 'latest', root / 'model.safetensors', raw=False)
+    write_model(root / 'run', root / 'model.safetensors')
     return root, config
 
 

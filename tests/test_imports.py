@@ -61,6 +61,7 @@ ORDER = [
     'p2p_jax.datasets',
     'p2p_jax.inference',
     'p2p_jax.generate',
+    'p2p_jax.export',
     'p2p_jax.evaluate',
     'p2p_jax.finetune',
     'p2p_jax.writers',
@@ -130,7 +131,8 @@ def test_help_is_quick_and_light():
         assert f'\n  {verb} ' in done.stdout
 
 
-def test_evaluation_and_prediction_do_without_tensorflow():
-    code = 'import sys; import p2p_jax.evaluate, p2p_jax.inference; assert "tensorflow" not in sys.modules'
+def test_evaluation_prediction_and_export_do_without_tensorflow():
+    heavy = {'tensorflow', 'jax2onnx', 'onnx', 'onnxruntime'}
+    code = f'import sys; import p2p_jax.evaluate, p2p_jax.export; assert not {heavy} & set(sys.modules)'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -172,6 +172,9 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
         (['evaluate', '--model=y', '--checkpoint=best'], '--checkpoint goes with --workdir'),
         (['evaluate', '--model=y'], '--model=y: no such file'),
         (['export', '--workdir=x'], 'export needs --output'),
+        (['export', '--output=/none/x', '--format=onx'], "--format='onx' is unknown. .* Did you mean 'onnx'"),
+        (['export', '--output=/none/x', '--size=256'], '--size=256: expected height and width'),
+        (['export', '--output=/none/x', '--model=y', '--raw'], '--raw goes with --workdir'),
         (['prepare', '--config=configs/polyu.py'], 'prepare needs --output'),
         (
             ['audit', '--config=configs/polyu.py', '--config.data.dir=/none'],
@@ -188,7 +191,9 @@ def test_mistakes_on_the_command_line(arguments, message):
 def test_a_model_file_predicts_what_the_training_does(session, tmp_path):
     root, _ = session
     trees.save(tmp_path / 'a.png', picture(0))
-    assert 'validation psnr' in run('export', f'--workdir={root / "run"}', f'--output={tmp_path / "m.safetensors"}')
+    flags = ('--size=16x24', f'--input={tmp_path / "a.png"}', f'--output={tmp_path / "m.safetensors"}')
+    assert 'validation psnr' in run('export', f'--workdir={root / "run"}', *flags)
+    assert 'm.safetensors exists and is not overwritten' in run('export', f'--workdir={root / "run"}', *flags, expect=2)
     for place in (f'--workdir={root / "run"}', f'--model={tmp_path / "m.safetensors"}'):
         out = tmp_path / place[2:4]
         run('predict', place, f'--input={tmp_path / "a.png"}', f'--output={out}')

@@ -14,7 +14,7 @@ from p2p_jax.evaluate import evaluate_model
 from p2p_jax.job import build_job, training_size
 from p2p_jax.lookup import UserError
 from p2p_jax.train import train
-from tests.conftest import picture, small_config, write_pairs
+from tests.conftest import picture, small_config, write_model, write_pairs
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
     config.update_from_flattened_dict({'ema.decay': 0.5, 'train.steps': 4, 'data.resize': 24, 'gan.weight': 0.0})
     config.generator.unet.norm = 'spectral'
     train(config, root / 'run')
-    inference.export(root / 'run', 'latest', root / 'model.safetensors', raw=False)
+    write_model(root / 'run', root / 'model.safetensors')
     return root
 
 
@@ -36,6 +36,7 @@ def test_the_file_says_all_about_itself(trained):
     assert facts.config == json.loads((trained / 'run' / 'config.json').read_text())
     assert facts.scale == pytest.approx(24 / np.sqrt(48 * 40))
     assert set(facts.scores) == {'psnr', 'ssim', 'input_psnr', 'input_ssim'}
+    assert facts.examples == {'train': 4, 'val': 2, 'test': 2}
     assert set(variables) == {'params'}
 
 
@@ -53,7 +54,7 @@ def test_the_file_does_what_the_checkpoint_does(trained, tmp_path):
 
 
 def test_raw_weights_are_others_than_the_averages(trained, tmp_path):
-    inference.export(trained / 'run', 'latest', tmp_path / 'raw.safetensors', raw=True)
+    write_model(trained / 'run', tmp_path / 'raw.safetensors', raw=True)
     raw, facts = modelfile.read(tmp_path / 'raw.safetensors')
     averages, _ = modelfile.read(trained / 'model.safetensors')
     assert facts.weights == 'raw'
@@ -102,15 +103,13 @@ def test_broken_foreign_and_newer_files(trained, tmp_path, monkeypatch):
     modelfile.write(tmp_path / 'other', variables, dataclasses.replace(facts, config=config))
     with pytest.raises(UserError, match=r"(?s)other: its weights do not fit its configuration:.*\['params'\]"):
         inference.load_file(tmp_path / 'other')
+    older = dataclasses.asdict(facts)
+    del older['examples']
+    header = {'p2p_jax': json.dumps({'version': 2, **older})}
+    save_file({'params|kernel': np.zeros(3, np.float32)}, tmp_path / 'older', metadata=header)
+    assert modelfile.read(tmp_path / 'older')[1] == dataclasses.replace(facts, examples={})
     monkeypatch.setattr(modelfile, 'VERSION', modelfile.VERSION + 1)
     modelfile.write(tmp_path / 'newer', variables, facts)
     monkeypatch.undo()
     with pytest.raises(UserError, match='newer: written by p2p_jax .*, whose files this version cannot read'):
         inference.load_file(tmp_path / 'newer')
-
-
-def test_nothing_is_overwritten(trained):
-    before = (trained / 'model.safetensors').stat().st_mtime_ns
-    with pytest.raises(UserError, match='exists and is not overwritten'):
-        inference.export(trained / 'run', 'latest', trained / 'model.safetensors', raw=False)
-    assert (trained / 'model.safetensors').stat().st_mtime_ns == before

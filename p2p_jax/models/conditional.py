@@ -91,7 +91,7 @@ class DCGANGenerator(nn.Module):
             encoded = _encode(style, self.label_input, labels, self.classes, latent, latent**-0.5)
             x = jnp.concatenate([x, encoded.astype(x.dtype)], axis=-1)
         features = self.width * self.size // 8
-        x = style.dense('first', 16 * features, x, update_spectral=train).reshape(len(x), 4, 4, features)
+        x = style.dense('first', 16 * features, x, update_spectral=train).reshape(-1, 4, 4, features)
         x = nn.relu(style.normalise('first_norm', x, train=train))
         while x.shape[1] < self.size // 2:
             name = f'up_{2 * x.shape[1]}'
@@ -214,7 +214,7 @@ class SNGANGenerator(nn.Module):
         last_activation = pick(ACTIVATIONS, self.last_activation, f'{section}.last_activation')
         labels, noise = condition
         first, *others = (self.width * units for units in _GENERATOR_CHANNELS[self.size])
-        x = style.dense('first', 16 * first, noise, update_spectral=train).reshape(len(noise), 4, 4, first)
+        x = style.dense('first', 16 * first, noise, update_spectral=train).reshape(-1, 4, 4, first)
         for features in others:
             x = self._block(f'block_{2 * x.shape[1]}', features, x, labels, train)
         # The authors' last norm is that of all classes.

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -31,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 NORMS = ('batch', 'instance', 'spectral', 'group', 'none')
 STATISTICS = ('running', 'batch')
-FORMS = ('native', 'phase', 'gemm')
+FORMS = ('native', 'phase', 'gemm', 'portable')
 # On the CPU the matrix product wins over XLA's convolution up to this height and width of the 2×2 convolution.
 _GEMM_UP_TO = 64
 # Side of the kernel: what the native forms pad before and after, so that sizes are halved (rounded down) and doubled.
@@ -50,12 +51,13 @@ def _conv2x2(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
     return columns @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def choose_form(form: str, size: int) -> str:
+def choose_form(form: str, *sizes: int) -> str:
     """Returns the form of a strided convolution.
 
     Args:
-      form: 'native', 'phase', 'gemm', or 'auto', which chooses by the back end.
-      size: the larger of height and width on the low-resolution side, in pixels.
+      form: 'native', 'phase', 'gemm', 'portable', which is native but chooses by the back end that it comes to run on
+        where that matters for inference, or 'auto', which chooses by the present one.
+      *sizes: height and width on the low-resolution side, in pixels; only 'auto' looks at them.
 
     Raises:
       UserError: an unknown form.
@@ -63,7 +65,7 @@ def choose_form(form: str, size: int) -> str:
     if form == 'auto':
         if jax.default_backend() != 'cpu':
             return 'native'
-        return 'gemm' if size <= _GEMM_UP_TO else 'phase'
+        return 'gemm' if max(sizes) <= _GEMM_UP_TO else 'phase'
     return pick({name: name for name in FORMS}, form, 'conv_form')
 
 
@@ -73,7 +75,7 @@ def downsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
     Args:
       x: (n, h, w, in); of an odd height, 3×3 leaves out the window that would start at the last row.
       kernel: (4, 4, in, out), (3, 3, in, out) or (2, 2, in, out).
-      form: 'auto', 'native', 'phase' or 'gemm'; all give the same values.
+      form: 'auto' or one of FORMS; all give the same values.
 
     Returns:
       (n, h // 2, w // 2, out).
@@ -82,8 +84,8 @@ def downsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
     h, w = height // 2, width // 2
     side = kernel.shape[0]
     # 16 taps for 9 cost more than XLA's gradients of the 3×3 convolution do (twice as much, measured).
-    form = 'native' if side == 3 and form == 'auto' else choose_form(form, max(h, w))
-    if form == 'native':
+    form = 'native' if side == 3 and form == 'auto' else choose_form(form, h, w)
+    if form in ('native', 'portable'):
         pads = (_PADS_DOWN[side], _PADS_DOWN[side])
         return jax.lax.conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=_NHWC)
     if side == 2:
@@ -107,15 +109,15 @@ def upsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
     Args:
       x: (n, h, w, in).
       kernel: (4, 4, in, out), (3, 3, in, out) or (2, 2, in, out).
-      form: 'auto', 'native', 'phase' or 'gemm'; all give the same values.
+      form: 'auto' or one of FORMS; all give the same values.
 
     Returns:
       (n, 2 h, 2 w, out).
     """
     n, h, w, features = x.shape
-    form = choose_form(form, max(h, w))
+    form = choose_form(form, h, w)
     side, out = kernel.shape[0], kernel.shape[-1]
-    if form == 'native':
+    if form in ('native', 'portable'):
         pads = (_PADS_UP[side], _PADS_UP[side])
         return jax.lax.conv_transpose(x, kernel, (2, 2), pads, dimension_numbers=_NHWC)
     if side == 2:
@@ -165,17 +167,45 @@ def depthwise(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
       x: (n, h, w, c).
       kernel: (3, 3, 1, c).
       form: 'native' is XLA's grouped convolution, which is slow on the CPU (forward 40 times as slow as the sum of the
-        nine shifted images that the other forms are, forward and backward 10 to 20 times); 'auto' chooses by back end.
+        nine shifted images that the other forms are, forward and backward 10 to 20 times); 'auto' and 'portable'
+        choose by back end.
 
     Returns:
       (n, h, w, c).
     """
-    if choose_form(form, max(x.shape[1:3])) == 'native':
+
+    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
         pads = ((1, 1), (1, 1))
         return jax.lax.conv_general_dilated(
             x, kernel, (1, 1), pads, dimension_numbers=_NHWC, feature_group_count=x.shape[-1]
         )
-    return _shift_and_add(x, kernel)
+
+    form = choose_form(form, *x.shape[1:3])
+    if form == 'portable':
+        return jax.lax.platform_dependent(x, kernel, cpu=_shift_and_add, default=grouped)
+    return grouped(x, kernel) if form == 'native' else _shift_and_add(x, kernel)
+
+
+def missing(length: int, multiple: int) -> int:
+    """Returns what a length lacks to the next multiple; of an unknown length, as a term that makes the sum one."""
+    return -(-length // multiple) * multiple - length
+
+
+def reflect(x: jax.Array, *pads: tuple[int, int]) -> jax.Array:
+    """Pads (n, h, w, c) with the image mirrored at its border, again and again where the image is small.
+
+    Args:
+      x: the images, from 1×1 on.
+      *pads: of height and of width, in pixels before and after.
+    """
+    if not any(jax.export.is_symbolic_dim(length) for length in x.shape[1:3]):
+        return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode='reflect')
+    # An export for any size: `jnp.pad` must know how often the image is mirrored. The values are the same.
+    for axis, (before, after) in enumerate(pads, 1):
+        last = x.shape[axis] - 1
+        there_and_back = (jnp.arange(before + last + 1 + after) - before) % jnp.maximum(2 * last, 1)
+        x = jnp.take(x, jnp.minimum(there_and_back, 2 * last - there_and_back), axis=axis, mode='clip')
+    return x
 
 
 def kernel_initializer(init_std: float | None) -> nn.initializers.Initializer:
@@ -334,16 +364,19 @@ class Style:
         *,
         update_spectral: bool,
         use_bias: bool | None = None,
-        reflect: bool = False,
+        mirrored: bool = False,
     ) -> jax.Array:
         """A `size` × `size` convolution of stride 1; x (n, h, w, c) is padded by (size - 1) // 2 on each side.
 
-        `reflect` pads with the image mirrored at its border instead of zeros; `size` is then odd.
+        `mirrored` pads with the image mirrored at its border instead of zeros; `size` is then odd.
         """
+        padding = (size - 1) // 2
+        if mirrored:
+            x, padding = reflect(x, *[(padding, padding)] * 2), 0
         layer = nn.Conv(
             features,
             (size, size),
-            padding='REFLECT' if reflect else (size - 1) // 2,
+            padding=padding,
             use_bias=self._use_bias if use_bias is None else use_bias,
             kernel_init=kernel_initializer(self.init_std),
             dtype=self.dtype,

@@ -4,11 +4,12 @@ Information Aggregation").
 """
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from flax import linen as nn
 
 from p2p_jax.lookup import UserError
-from p2p_jax.models.layers import Style, check_options
+from p2p_jax.models.layers import Style, check_options, missing
 
 
 def gate(x: jax.Array) -> jax.Array:
@@ -35,20 +36,20 @@ def average(x: jax.Array, window: int | None) -> jax.Array:
     Returns:
       (n, 1, 1, c) for the whole image, (n, h, w, c) otherwise.
     """
-    if window is None or window >= max(x.shape[1:3]):
+    known = not any(jax.export.is_symbolic_dim(length) for length in x.shape[1:3])
+    if window is None or (known and window >= max(x.shape[1:3])):
         return jnp.mean(x, axis=(1, 2), keepdims=True)
     y = x.astype(jnp.float32)
     for axis in (1, 2):
         # Differences of sums along one axis, then the other: the time does not depend on the window, and sums stay
         # smaller, and thus more exact, than those over both axes.
         length = y.shape[axis]
-        side = min(window, length)
-        pads = [(0, 0)] * 4
-        pads[axis] = (1, 0)
+        side = jax.core.min_dim(window, length)
+        pads = [(int(i == axis), 0) for i in range(4)]
         sums = jnp.pad(jnp.cumsum(y, axis=axis), pads)
         high, low = (jax.lax.slice_in_dim(sums, i, i + length - side + 1, axis=axis) for i in (side, 0))
-        pads[axis] = ((side - 1) // 2, side // 2)
-        y = jnp.pad((high - low) / side, pads, mode='edge')
+        inside = jnp.clip(jnp.arange(length) - (side - 1) // 2, 0, length - side)
+        y = jnp.take((high - low) / side, inside, axis=axis, mode='clip')
     return y.astype(x.dtype)
 
 
@@ -124,7 +125,7 @@ class NAFNet(nn.Module):
         style, depth = self.style, len(self.encoder_blocks)
         height, width = condition.shape[1:3]
         # Zeros, where the other generators reflect: published weights were trained and are scored with zeros.
-        pads = [(0, -length % 2**depth) for length in (height, width)]
+        pads = [(0, missing(length, 2**depth)) for length in (height, width)]
         x = jnp.pad(condition, ((0, 0), *pads, (0, 0)))
 
         x = style.convolve('intro', 3, self.width, x, update_spectral=train, use_bias=True)

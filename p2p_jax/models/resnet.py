@@ -46,7 +46,7 @@ class ResNetGenerator(nn.Module):
         check_options(_SECTION, counts, {'dropout': self.dropout}, self.style.init_std)
         style = self.style
         x = pad_to_multiple(condition, 2**_HALVINGS)
-        x = style.convolve('first', 7, self.width, x, update_spectral=train, reflect=True)
+        x = style.convolve('first', 7, self.width, x, update_spectral=train, mirrored=True)
         x = nn.relu(style.normalise('first_norm', x, train=train))
         for i in range(_HALVINGS):
             x = style.resample(f'down_{i}', 'down', 2 * x.shape[-1], x, update_spectral=train, size=3)
@@ -56,13 +56,13 @@ class ResNetGenerator(nn.Module):
         for i in range(_HALVINGS):
             x = style.resample(f'up_{i}', 'up', x.shape[-1] // 2, x, update_spectral=train, size=3)
             x = nn.relu(style.normalise(f'up_norm_{i}', x, train=train))
-        x = style.convolve('head', 7, self.out_channels, x, update_spectral=train, use_bias=True, reflect=True)
+        x = style.convolve('head', 7, self.out_channels, x, update_spectral=train, use_bias=True, mirrored=True)
         return finish(_SECTION, condition, x, self.last_activation, self.residual)
 
     def _branch(self, name: str, x: jax.Array, train: bool) -> jax.Array:
         features = x.shape[-1]
-        x = self.style.convolve(f'{name}_conv_1', 3, features, x, update_spectral=train, reflect=True)
+        x = self.style.convolve(f'{name}_conv_1', 3, features, x, update_spectral=train, mirrored=True)
         x = nn.relu(self.style.normalise(f'{name}_norm_1', x, train=train))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = self.style.convolve(f'{name}_conv_2', 3, features, x, update_spectral=train, reflect=True)
+        x = self.style.convolve(f'{name}_conv_2', 3, features, x, update_spectral=train, mirrored=True)
         return self.style.normalise(f'{name}_norm_2', x, train=train)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from p2p_jax.lookup import UserError
-from p2p_jax.models.layers import Style, check_options, finish
+from p2p_jax.models.layers import Style, check_options, finish, missing, reflect
 
 _SECTION = 'generator.unet'
 # The reference network has dropout in the decoder levels at full width, from the fifth on.
@@ -14,8 +14,7 @@ _FIRST_DROPOUT_LEVEL = 4
 
 def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
     """Reflects (n, h, w, c) at the bottom and the right until both sides are multiples; any size from 1×1."""
-    pads = [(0, -length % multiple) for length in x.shape[1:3]]
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode='reflect')
+    return reflect(x, *[(0, missing(length, multiple)) for length in x.shape[1:3]])
 
 
 class UNet(nn.Module):

@@ -51,7 +51,7 @@ def test_form_is_chosen_by_backend_and_overridable():
     assert choose_form('auto', 8) == 'gemm'  # the tests run on the CPU
     assert choose_form('auto', 512) == 'phase'
     assert choose_form('native', 8) == 'native'
-    with pytest.raises(UserError, match="conv_form='fast' is unknown. Available: gemm, native, phase"):
+    with pytest.raises(UserError, match="conv_form='fast' is unknown. Available: gemm, native, phase, portable"):
         choose_form('fast', 8)
 
 
