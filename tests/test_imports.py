@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     'p2p_jax',
     'p2p_jax.lookup',
+    'p2p_jax.data.metadata',
     'p2p_jax.data.images',
     'p2p_jax.data.sources',
     'p2p_jax.data.records',
@@ -50,7 +51,10 @@ ORDER = [
     'p2p_jax.torch_weights',
     'p2p_jax.report',
     'p2p_jax.datasets',
+    'p2p_jax.tiling',
     'p2p_jax.inference',
+    'p2p_jax.predictor',
+    'p2p_jax.predict',
     'p2p_jax.evaluate',
     'p2p_jax.finetune',
     'p2p_jax.writers',
@@ -121,6 +125,6 @@ def test_help_is_quick_and_light():
 
 
 def test_evaluation_and_prediction_do_without_tensorflow():
-    code = 'import sys; import p2p_jax.evaluate, p2p_jax.inference; assert "tensorflow" not in sys.modules'
+    code = 'import sys; import p2p_jax.evaluate, p2p_jax.predict; assert "tensorflow" not in sys.modules'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
