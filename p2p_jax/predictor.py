@@ -110,7 +110,7 @@ class Predictor:
             model = dataclasses.replace(model, config=config, job=build_job(config, steps=1))
         self.model, self._options, self._say = model, options, say
         generator: Any = model.job.generator
-        self._tiling = tiling.Tiling(
+        self.tiling = tiling.Tiling(
             size=tiling.fitting_size(options.batch) if options.tile is None else options.tile,
             overlap=options.overlap,
             reach=generator.reach,
@@ -138,11 +138,11 @@ class Predictor:
             self._programs[devices] = jax.jit(mapped), variables, jax.sharding.NamedSharding(mesh, spread)
         return self._programs[devices]
 
-    def _apply(self, pixels: np.ndarray) -> jax.Array:
+    def apply(self, pixels: np.ndarray) -> jax.Array:
         """(k, h, w, c) of the image's type to float32 (k, h, w, c) in [0, 1], spread over the devices."""
         count = len(pixels)
         if self._alone and count > jax.local_device_count():
-            return jnp.concatenate([self._apply(pixels[i : i + 1]) for i in range(count)])
+            return jnp.concatenate([self.apply(pixels[i : i + 1]) for i in range(count)])
         devices = min(count, jax.local_device_count())
         program, variables, place = self._program(devices)
         if -count % devices:
@@ -155,7 +155,7 @@ class Predictor:
         return program(variables, jax.device_put(pixels, place))[:count]
 
     def _run(self, pixels: np.ndarray, take: Callable[[int, np.ndarray], None]) -> None:
-        self._tiling = tiling.run(self._apply, pixels, self._tiling, self._batch, take, self._say)
+        self.tiling = tiling.run(self.apply, pixels, self.tiling, self._batch, take, self._say)
 
     def _ensemble(self, pixels: np.ndarray, progress: Callable[[float], None]) -> np.ndarray:
         """The mean of the results of all eight orientations, each turned back: float32 (n, h, w, c)."""

@@ -255,8 +255,6 @@ def run(
                 raise
             smaller = tiling.halved(max(image.shape[1:3]))
             if smaller is None:
-                raise UserError(
-                    f'out of memory with tiles of {tiling.tile()} pixels, the smallest there are'
-                ) from error
+                raise UserError(f'out of memory with the smallest tiles, of {tiling.tile()} pixels') from error
             say(f'out of memory with tiles of {tiling.tile()} pixels; going on with {smaller.tile()}')
             tiling = smaller

@@ -55,7 +55,7 @@ def prepared(network):
 def test_weights_sum_to_one_exactly(overlap, reach, multiple):
     if overlap == 'exact' and reach is None:
         return
-    for size, length in itertools.product((1, 40, 256, 300), (1, 7, 255, 257, 300, 513, 1000, 4001)):
+    for size, length in itertools.product((1, 40, 300), (1, 255, 257, 1000)):
         axis = Tiling(size, overlap, reach, multiple, 'reflect').axis(length)
         assert 0 <= axis.length - length < multiple
         total = np.zeros(axis.length, np.float32)
@@ -64,7 +64,7 @@ def test_weights_sum_to_one_exactly(overlap, reach, multiple):
             total[start : start + axis.size] += weights
         np.testing.assert_array_equal(total, 1)
         # Of two axes together, which is what tiles are weighted by, nothing is rounded either.
-        square = np.float64(axis.weights)[:, :, None] * axis.weights[0]
+        square = np.float64(axis.weights[:2])[:, :, None] * axis.weights[0]
         np.testing.assert_array_equal(np.float32(square), square)
 
 
@@ -76,7 +76,7 @@ def test_blended_tiles_pass_over_smoothly_and_overlap_by_the_reach():
         assert all(start % 16 == 0 for start in axis.starts)
         steps = np.abs(np.diff(axis.weights, axis=1))
         assert steps.max() == pytest.approx(np.pi / 2 / ramp, rel=0.05)
-        assert axis.weights[1:, 0].max() == axis.weights[:-1, -1].max() == 0
+        assert max(axis.weights[1:, 0].max(), axis.weights[:-1, -1].max()) <= 2**-12
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 70), (33, 31), (95, 130), (64, 64), (200, 65)])
@@ -133,20 +133,32 @@ def photograph(height, width):
     return [np.repeat(plane[None, ..., None], 3, -1).astype(np.float32) for plane in (shape, ramp)]
 
 
-def steepest(image):
-    """The largest step from a column or a row to the next, taken as a whole: noise drops out, seams stay."""
-    return max(np.abs(np.diff(image.mean(axis), axis=1 if axis == 2 else 1)).max() for axis in (1, 2))
+def jump(image):
+    """The largest step in the mean of all rows or columns, from 8 pixels to the next 8: texture drops out."""
+    steps = []
+    for axis in (1, 2):
+        sums = np.cumsum(image.mean(axis)[0], axis=0)
+        means = (sums[8:] - sums[:-8]) / 8
+        steps.append(np.abs(means[8:] - means[:-8]).max())
+    return max(steps)
 
 
 @pytest.mark.parametrize('network', [unet(), unet('instance'), nafnet()])
 def test_there_are_no_seams(network):
+    """Against the whole image, tiles shift no region against the next by more than the image itself changes."""
     apply = prepared(network)
+
+    def correct(x):
+        """A correction of at most 0.1, as restoration networks make them."""
+        return x + 0.1 * np.tanh(np.asarray(apply(x)) - x)
+
     for image in photograph(320, 320):
-        # Of the size of the restoration networks' corrections.
-        soft = lambda x: x + 0.1 * np.tanh(np.asarray(apply(x)) - x)  # noqa: E731
-        whole = soft(image)
-        blend, _ = put_together(soft, image, tiling_of(network, 128))
-        print(steepest(image), steepest(whole), steepest(blend))
+        gradient = np.abs(np.diff(image, axis=2)).mean()
+        whole = correct(image)
+        blend, _ = put_together(correct, image, tiling_of(network, 128))
+        cut = Tiling(128, 'exact', 0, network.multiple, network.padding)  # no overlap at all
+        hard, _ = put_together(correct, image, cut)
+        assert jump(blend - whole) < min(1.5 * gradient, 0.4 * jump(hard - whole))
 
 
 def test_memory_that_does_not_suffice_halves_the_tiles():
@@ -155,9 +167,7 @@ def test_memory_that_does_not_suffice_halves_the_tiles():
     def apply(tiles):
         seen.append(tiles.shape[1])
         if tiles.shape[1] > 40:
-            raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes') if len(
-                seen
-            ) > 1 else MemoryError
+            raise MemoryError if len(seen) == 1 else jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
         return tiles
 
     result = np.full((1, 150, 100, 1), np.nan, np.float32)
@@ -166,8 +176,9 @@ def test_memory_that_does_not_suffice_halves_the_tiles():
         result[:, top : top + band.shape[1]] = band
 
     found = run(apply, image, Tiling(512, 'blend', 4, 8, 'reflect'), 1, take, said.append)
-    assert found.size <= 40 and seen[:3] == [150, 72, 32]
-    assert said == ['out of memory with tiles of 512 pixels; going on with 72', 'out of memory with tiles of 72 pixels; going on with 32']
+    assert found.tile() == 32 and seen[:3] == [150, 72, 32]
+    lines = [f'out of memory with tiles of {a} pixels; going on with {b}' for a, b in ((512, 72), (72, 32))]
+    assert said == lines
     np.testing.assert_allclose(result, image, atol=1e-6)
 
 

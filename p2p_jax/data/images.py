@@ -45,6 +45,7 @@ _MODES = {
 _WITH_ALPHA = {'L': ('LA', 2), 'RGB': ('RGBA', 4)}
 # Large images are expected here; those above twice Pillow's limit are refused all the same.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+warnings.filterwarnings('ignore', message='Corrupt EXIF data')  # an image without orientation then
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow's
 
 

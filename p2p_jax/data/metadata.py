@@ -4,6 +4,7 @@ import dataclasses
 import struct
 import zlib
 from typing import Literal
+
 EXIF_IFD, GPS_IFD = 0x8769, 0x8825  # tags that point to lists of tags
 EXIF_PREFIX = b'Exif\0\0'
 _ORIENTATION, _PIXELS_WIDE, _PIXELS_HIGH = 0x0112, 0xA002, 0xA003
