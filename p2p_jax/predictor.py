@@ -110,17 +110,18 @@ class Predictor:
             model = dataclasses.replace(model, config=config, job=build_job(config, steps=1))
         self.model, self._options, self._say = model, options, say
         generator: Any = model.job.generator
+        low, high = model.job.value_range
         self.tiling = tiling.Tiling(
             size=tiling.fitting_size(options.batch) if options.tile is None else options.tile,
             overlap=options.overlap,
             reach=generator.reach,
             multiple=generator.multiple,
             padding=generator.padding,
+            fill=-low / (high - low),  # the network's zero
         )
         # The statistics of a batch are to be those of each image by itself.
         alone = generator.style.norm == 'batch' and generator.style.statistics == 'batch'
         self._batch = (1 if alone else options.batch) * jax.local_device_count()
-        self._alone = alone
         self._programs: dict[int, tuple[Any, Any, jax.sharding.NamedSharding]] = {}
         self._sizes: set[tuple[int, ...]] = set()
 
@@ -131,7 +132,7 @@ class Predictor:
             job, everywhere, spread = self.model.job, jax.P(), jax.P('tiles')
 
             def apply(variables: Any, pixels: jax.Array) -> jax.Array:
-                return job.apply(variables, pixels.astype(jnp.float32) / jnp.iinfo(pixels.dtype).max)
+                return job.apply(variables, pixels.astype(jnp.float32) / tiling.full_scale(pixels.dtype))
 
             mapped = jax.shard_map(apply, mesh=mesh, in_specs=(everywhere, spread), out_specs=spread, check_vma=False)
             variables = jax.device_put(self.model.variables, jax.sharding.NamedSharding(mesh, everywhere))
@@ -139,20 +140,16 @@ class Predictor:
         return self._programs[devices]
 
     def apply(self, pixels: np.ndarray) -> jax.Array:
-        """(k, h, w, c) of the image's type to float32 (k, h, w, c) in [0, 1], spread over the devices."""
-        count = len(pixels)
-        if self._alone and count > jax.local_device_count():
-            return jnp.concatenate([self.apply(pixels[i : i + 1]) for i in range(count)])
-        devices = min(count, jax.local_device_count())
+        """(k, h, w, c) of the image's type to float32 (k or more, h, w, c) in [0, 1], spread over the devices."""
+        devices = min(len(pixels), jax.local_device_count())
         program, variables, place = self._program(devices)
-        if -count % devices:
-            pixels = np.concatenate([pixels, *[pixels[-1:]] * (-count % devices)])
+        pixels = np.concatenate([pixels, *[pixels[-1:]] * (-len(pixels) % devices)])
         self._sizes.add((devices, *pixels.shape))
         if len(self._sizes) > _PROGRAMS:
             for compiled, _, _ in self._programs.values():
                 compiled.clear_cache()
             self._sizes = {(devices, *pixels.shape)}
-        return program(variables, jax.device_put(pixels, place))[:count]
+        return program(variables, jax.device_put(pixels, place))
 
     def _run(self, pixels: np.ndarray, take: Callable[[int, np.ndarray], None]) -> None:
         self.tiling = tiling.run(self.apply, pixels, self.tiling, self._batch, take, self._say)

@@ -23,6 +23,11 @@ _BYTES_PER_PIXEL = 8192  # a rough guess at what a network of width 64 needs, on
 Apply = Callable[[np.ndarray], Any]
 
 
+def full_scale(dtype: Any) -> float:
+    """Returns the value that stands for 1 in images of a type: the largest integer; 1 for floats."""
+    return np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Axis:
     """The tiles along one side of an image.
@@ -99,7 +104,8 @@ class Tiling:
       overlap: 'blend', whose results differ a little from the whole image's, or 'exact'.
       reach: how far the network's results depend on the image, pixels; None: on all of it.
       multiple: sizes of this multiple are not padded by the network.
-      padding: how it pads the others, at the bottom and the right: a mode of `numpy.pad`.
+      padding: how it pads the others, at the bottom and the right: 'reflect', or 'constant' with `fill`.
+      fill: a share of full scale.
 
     Raises:
       UserError: an unknown overlap, or an exact one of a network that sees the whole image.
@@ -110,6 +116,7 @@ class Tiling:
     reach: int | None
     multiple: int
     padding: str
+    fill: float = 0.0
 
     def __post_init__(self) -> None:
         pick(dict.fromkeys(OVERLAPS), self.overlap, '--overlap')
@@ -141,6 +148,18 @@ class Tiling:
         wanted = _MOST_RAMP if self.reach is None else min(max(2 * self.reach, _LEAST_RAMP), _MOST_RAMP)
         ramp = min(math.ceil(wanted / grid), max(size // grid // 3, 1)) * grid
         return blended(length if length <= size else padded, size, ramp, grid)
+
+    def pad(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Pads (n, h, w, c) to a height and a width; where its type cannot hold `fill`, as float32 in [0, 1]."""
+        pads = ((0, 0), (0, height - image.shape[1]), (0, width - image.shape[2]), (0, 0))
+        if not any(map(any, pads)):
+            return image
+        if self.padding == 'reflect':
+            return np.pad(image, pads, mode='reflect')
+        value = self.fill * full_scale(image.dtype)
+        if value != image.dtype.type(value):
+            image, value = image.astype(np.float32) / np.float32(full_scale(image.dtype)), self.fill
+        return np.pad(image, pads, constant_values=value)
 
     def halved(self, longest: int) -> 'Tiling | None':
         """Returns tiles of half the size, of an image whose longest side is given; None: they are small already."""
@@ -184,7 +203,7 @@ def bands(apply: Apply, image: np.ndarray, tiling: Tiling, batch: int) -> Iterat
     more is held than the rows of a tile.
 
     Args:
-      apply: (k, h, w, c) in the image's type to float32 (k, h, w, c').
+      apply: (k, h, w, c) in the image's type, or float32 in [0, 1], to float32 (at least k, h, w, c').
       image: (n, height, width, c).
       tiling: how it is cut.
       batch: most tiles that `apply` is given at once; the last batch is filled up with copies of its last tile.
@@ -194,8 +213,7 @@ def bands(apply: Apply, image: np.ndarray, tiling: Tiling, batch: int) -> Iterat
     """
     n, height, width = image.shape[:3]
     rows, columns = tiling.axis(height), tiling.axis(width)
-    pads = ((0, 0), (0, rows.length - height), (0, columns.length - width), (0, 0))
-    padded = np.pad(image, pads, mode=tiling.padding) if any(map(any, pads)) else image  # type: ignore[call-overload]
+    padded = tiling.pad(image, rows.length, columns.length)
     row_tiles = list(itertools.product(range(n), zip(columns.starts, columns.weights, strict=True)))
     tiles = (
         padded[i, top : top + rows.size, left : left + columns.size]

@@ -303,6 +303,15 @@ def test_a_grey_network_takes_colours_one_after_another():
     assert np.abs(result - np.concatenate(expected, -1) * 255).max() < 0.51
 
 
+def test_a_network_that_pads_with_its_own_zero_is_exact_in_tiles():
+    blocks = {'encoder_blocks': (1,), 'middle_blocks': 1, 'decoder_blocks': (1,), 'width': 4, 'local_size': 4}
+    changes = {f'generator.nafnet.{name}': value for name, value in blocks.items()}
+    made = model(**{'generator.name': 'nafnet', 'value_range': (-1.0, 1.0), **changes})
+    image = picture(0, 61, 75)
+    expected = np.asarray(jax.jit(made.job.apply)(made.variables, image[None] / np.float32(255)))[0] * 255
+    assert np.abs(Predictor(made, PredictOptions(tile=8, overlap='exact'))(image) - expected).max() < 0.51
+
+
 def test_models_of_another_scale_are_refused_or_shown_what_they_know():
     resized, image = model(scale=0.05, **{'data.resize': 16}), picture(0, 60, 80)
     with pytest.raises(UserError, match=r'resized to 16×16 pixels .* --resize .* --splits=N .* --native'):

@@ -14,7 +14,7 @@ from p2p_jax.models.nafnet import NAFNet
 from p2p_jax.models.resnet import ResNetGenerator
 from p2p_jax.models.resnet_unet import ResNetUNet
 from p2p_jax.models.unet import UNet
-from p2p_jax.tiling import Tiling, bands, fitting_size, run
+from p2p_jax.tiling import Tiling, bands, fitting_size, full_scale, run
 from tests.models import generators
 
 
@@ -23,7 +23,7 @@ def unet(norm='none', depth=3, **style):
 
 
 def nafnet(local_size=None):
-    return NAFNet(3, 4, (1, 1), 1, (1, 1), local_size, Style())
+    return NAFNet(3, 4, (1,), 1, (1,), local_size, Style())
 
 
 def tiling_of(network, size, overlap='blend'):
@@ -80,10 +80,12 @@ def test_blended_tiles_pass_over_smoothly_and_overlap_by_the_reach():
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 70), (33, 31), (95, 130), (64, 64), (200, 65)])
+@pytest.mark.parametrize('padding', ['reflect', 'constant'])
 @pytest.mark.parametrize('overlap', ['blend', 'exact'])
-def test_the_identity_gives_the_image_back_and_sees_one_shape(size, overlap):
+def test_the_identity_gives_the_image_back_and_sees_one_shape(size, overlap, padding):
     image = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-    result, shapes = put_together(lambda x: x / np.float32(255), image, Tiling(64, overlap, 5, 8, 'reflect'), 3)
+    tiling = Tiling(64, overlap, 5, 8, padding, 0.5)
+    result, shapes = put_together(lambda x: x / np.float32(full_scale(x.dtype)), image, tiling, 3)
     assert len(set(shapes)) == 1 and result.dtype == np.float32
     np.testing.assert_allclose(result, image / np.float32(255), atol=1e-6)
 
