@@ -322,7 +322,7 @@ def _facts(model: Model, raw: bool) -> Facts:
         config=model.config.to_dict(),
         step=model.step,
         weights='raw' if raw or not model.config.ema.decay else 'ema',
-        scale=description.get('scale', 1.0),
+        scale=model.scale,
         scores=_scores_at(model.origin / 'metrics.jsonl', model.step),
         folded=model.config.generator[model.config.generator.name].get('norm') == 'spectral',
         examples={split: len(names) for split, names in description.get('splits', {}).items()},

@@ -35,8 +35,7 @@ def build_sampler(
 
     @jax.jit
     def make(variables: Any, labels: jax.Array, keys: jax.Array) -> jax.Array:
-        output: Any = job.generator.apply(variables, job.given(labels, keys, truncation), train=False)
-        return job.from_network(output)
+        return job.apply(variables, job.given(labels, keys, truncation))
 
     def sample(variables: Any, label: int, count: int, seed: int) -> list[np.ndarray]:
         """Makes the images."""

@@ -8,6 +8,7 @@ verbs:
   prepare    cuts the data of a configuration once and stores it for fast reading
   evaluate   scores a checkpoint on the test split
   predict    applies a checkpoint to images of any size
+  generate   makes images of labels
   export     writes a checkpoint's generator for this and for other programs, and compares what they give
   import_torch  writes weights of PyTorch (pix2pix, CycleGAN, NAFNet) to one file
 
@@ -28,8 +29,30 @@ flags of evaluate:
 
 flags of predict:
   --workdir=DIR, --checkpoint=WHICH, or --model=FILE
-  --input=FILE_OR_DIR     images of 8 or 16 bits; subfolders are kept
-  --output=DIR            of the results, PNG of the input's depth and channels; nothing is overwritten
+  --input=FILE_OR_DIR     images of 8 or 16 bits, also a pattern in quotes: 'photos/*.jpg'; subfolders are kept
+  --output=DIR            of the results, at full resolution, with the input's depth, grey, alpha, ICC profile and EXIF
+  --format=FORM           png (default), tif, jpg (quality 95, 4:4:4) or same, the input's
+  --overwrite             write over results that exist; otherwise those that the same command made are left, and any
+                          other stops it: an interrupted run goes on when started again
+  --tile=N                side of the tiles, pixels; default 512 on a CPU, by free memory elsewhere; halved by itself
+                          where the memory does not suffice
+  --overlap=HOW           of the tiles: blend (default), smooth passages; exact, the whole image's result (not for
+                          networks that see all of it: instance or group norm, channel attention without local_size)
+  --batch=N               tiles at a time on each device; default 1
+  --ensemble              the mean over the eight orientations; eight times the time
+  --dtype=TYPE            float32 or bfloat16; default: as in training
+                          a model that was trained on resized photographs needs one of these:
+  --resize                results of the size of the training's images
+  --splits=N              N × N parts of each image, resized likewise
+  --native                full resolution all the same
+
+flags of generate:
+  --workdir=DIR, --checkpoint=WHICH, or --model=FILE
+  --label=NAME,NAME       default: all
+  --output=DIR            of <label>/<seed>_<number>.png and a grid; nothing is overwritten
+  --count=N, --seed=N     images of each label, default 64; what they are made from, default 0
+  --truncation=T          noise within ±T alone: less varied, more typical images
+  --batch=N               images at a time, default 64; it does not change them
 
 flags of export:
   --workdir=DIR, --checkpoint=WHICH, or --model=FILE
@@ -52,6 +75,7 @@ examples:
   python -m p2p_jax.main export --workdir=runs/sample --output=model.safetensors
   python -m p2p_jax.main export --workdir=runs/sample --format=stablehlo,savedmodel --output=exported
   python -m p2p_jax.main predict --model=model.safetensors --input=photos --output=denoised
+  python -m p2p_jax.main generate --workdir=runs/cifar10 --label=horse --count=64 --output=horses
   python -m p2p_jax.main import_torch --input=net_G.pth --output=model.safetensors
 """
 
@@ -75,9 +99,27 @@ _CHECKPOINT: flags.FlagHolder[str] = flags.DEFINE_string('checkpoint', 'best', '
 _INPUT: flags.FlagHolder[Any] = flags.DEFINE_string('input', None, 'File or folder.')
 _MODEL: flags.FlagHolder[Any] = flags.DEFINE_string('model', None, 'Model file.')
 _RAW = flags.DEFINE_bool('raw', False, 'The weights themselves instead of their moving averages.')
+_BATCH: flags.FlagHolder[Any] = flags.DEFINE_integer('batch', None, 'Tiles or images at a time.')
 _FORMAT: flags.FlagHolder[Any] = flags.DEFINE_string('format', None, 'Of the output.')
 _SIZE: flags.FlagHolder[Any] = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH.')
 _STATISTICS: flags.FlagHolder[str] = flags.DEFINE_string('statistics', 'running', 'running or batch.')
+_LABEL: flags.FlagHolder[Any] = flags.DEFINE_list('label', None, 'Labels.')
+_COUNT: flags.FlagHolder[int] = flags.DEFINE_integer('count', 64, 'Images of each label.')
+_SEED: flags.FlagHolder[int] = flags.DEFINE_integer('seed', 0, 'Of the noise.')
+_TRUNCATION: flags.FlagHolder[Any] = flags.DEFINE_float('truncation', None, 'Largest noise.')
+# Of predict; what is not given has the default that PredictOptions says.
+_PREDICT: tuple[flags.FlagHolder[Any], ...] = (
+    flags.DEFINE_integer('tile', None, 'Side of the tiles, pixels.'),
+    flags.DEFINE_string('overlap', None, 'blend or exact.'),
+    _BATCH,
+    flags.DEFINE_bool('ensemble', None, 'The mean over the eight orientations.'),
+    flags.DEFINE_string('dtype', None, 'float32 or bfloat16.'),
+    _FORMAT,
+    flags.DEFINE_bool('overwrite', None, 'Write over results that exist.'),
+    flags.DEFINE_bool('resize', None, 'Resize each image as in training.'),
+    flags.DEFINE_integer('splits', None, 'Cut each image into N × N parts, which are resized.'),
+    flags.DEFINE_bool('native', None, 'Full resolution, whatever the training was at.'),
+)
 _OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or folder.')
 
 
@@ -130,11 +172,26 @@ def _evaluate(_: Any) -> None:
     evaluate_model(model, output)
 
 
-def _predict(_: Any) -> None:
-    model = _model()
-    from p2p_jax.inference import predict
+def _predict(_: Any) -> int:
+    from p2p_jax.predict import predict
+    from p2p_jax.predictor import PredictOptions
 
-    predict(model, Path(_INPUT.value), Path(_OUTPUT.value))
+    options = PredictOptions(**{flag.name: flag.value for flag in _PREDICT if flag.present})
+    return 1 if predict(_model(), Path(_INPUT.value), Path(_OUTPUT.value), options) else 0
+
+
+def _generate(_: Any) -> None:
+    from p2p_jax.generate import generate
+
+    generate(
+        _model(),
+        _LABEL.value or (),
+        Path(_OUTPUT.value),
+        count=_COUNT.value,
+        seed=_SEED.value,
+        batch_size=64 if _BATCH.value is None else _BATCH.value,
+        truncation=_TRUNCATION.value,
+    )
 
 
 def _export(_: Any) -> int:
@@ -162,7 +219,12 @@ _VERBS = {
     'audit': (_audit, ('config',), ('output',)),
     'prepare': (_prepare, ('config', 'output'), ()),
     'evaluate': (_evaluate, (), ('workdir', 'model', 'checkpoint', 'output')),
-    'predict': (_predict, ('input', 'output'), ('workdir', 'model', 'checkpoint')),
+    'predict': (_predict, ('input', 'output'), ('workdir', 'model', 'checkpoint', *(flag.name for flag in _PREDICT))),
+    'generate': (
+        _generate,
+        ('output',),
+        ('workdir', 'model', 'checkpoint', 'label', 'count', 'seed', 'truncation', 'batch'),
+    ),
     'export': (_export, ('output',), ('workdir', 'model', 'checkpoint', 'format', 'raw', 'size', 'input')),
     'import_torch': (_import_torch, ('input', 'output'), ('statistics',)),
 }
@@ -260,7 +322,8 @@ def main(argv: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            'interrupted; when started again, a training goes on from its latest checkpoint, the rest begins anew',
+            'interrupted; when started again, a training goes on from its latest checkpoint, predict from its last '
+            'result, the rest begins anew',
             file=sys.stderr,
         )
         return 130

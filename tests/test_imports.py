@@ -15,6 +15,7 @@ ORDER = [
     'p2p_jax.lookup',
     'p2p_jax.unpickle',
     'p2p_jax.statedict',
+    'p2p_jax.data.metadata',
     'p2p_jax.data.images',
     'p2p_jax.data.sources',
     'p2p_jax.data.records',
@@ -59,9 +60,12 @@ ORDER = [
     'p2p_jax.report',
     'p2p_jax.html',
     'p2p_jax.datasets',
+    'p2p_jax.tiling',
     'p2p_jax.inference',
     'p2p_jax.generate',
     'p2p_jax.export',
+    'p2p_jax.predictor',
+    'p2p_jax.predict',
     'p2p_jax.evaluate',
     'p2p_jax.finetune',
     'p2p_jax.writers',
@@ -127,12 +131,13 @@ def test_help_is_quick_and_light():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'export', 'import_torch'):
+    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'generate', 'export', 'import_torch'):
         assert f'\n  {verb} ' in done.stdout
 
 
 def test_evaluation_prediction_and_export_do_without_tensorflow():
     heavy = {'tensorflow', 'jax2onnx', 'onnx', 'onnxruntime'}
-    code = f'import sys; import p2p_jax.evaluate, p2p_jax.export; assert not {heavy} & set(sys.modules)'
+    modules = 'p2p_jax.evaluate, p2p_jax.predict, p2p_jax.export'
+    code = f'import sys; import {modules}; assert not {heavy} & set(sys.modules)'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -90,15 +90,16 @@ def test_predict_writes_whole_images_and_refuses_to_overwrite(session, tmp_path)
     for name, size in (('a.png', (33, 57)), ('deep/b.jpg', (16, 9))):
         trees.save(tmp_path / 'in' / name, picture(0, *size))
     arguments = ('predict', f'--workdir={root / "run"}', f'--input={tmp_path / "in"}', f'--output={tmp_path / "out"}')
-    assert '2/2 | ETA 0s' in run(*arguments)
+    assert re.search(r'2/2 \| 0.0/0.0 megapixels, .*/s \| ETA 0s', run(*arguments))
     assert header('a', tmp_path / 'out' / 'a.png').size == (33, 57)
     assert header('b', tmp_path / 'out' / 'deep' / 'b.png').size == (16, 9)
     stamp = (tmp_path / 'out' / 'a.png').stat().st_mtime_ns
-    message = run(*arguments, expect=2)
-    assert 'a.png exists and is not overwritten' in message and 'b.png exists' in message
+    assert '0 images; 2 done before' in run(*arguments)
+    message = run(*arguments, '--ensemble', expect=2)
+    assert 'a.png exists and is not overwritten without --overwrite' in message and 'b.png exists' in message
     assert (tmp_path / 'out' / 'a.png').stat().st_mtime_ns == stamp
     run('predict', f'--workdir={root / "run"}', f'--input={tmp_path / "in" / "a.png"}', f'--output={tmp_path / "one"}')
-    assert [path.name for path in (tmp_path / 'one').iterdir()] == ['a.png']
+    assert {path.name for path in (tmp_path / 'one').iterdir()} == {'a.png', 'predict.jsonl'}
 
 
 def test_predict_finds_bad_input_before_it_works(session, tmp_path):
@@ -108,9 +109,11 @@ def test_predict_finds_bad_input_before_it_works(session, tmp_path):
     assert 'no images there' in run(*arguments, expect=2)
     write_image(tmp_path / 'in' / 'a.png', picture(0))
     (tmp_path / 'in' / 'a.jpg').write_text('broken')
-    message = run(*arguments, expect=2)
-    assert 'a.jpg: not a readable image' in message and 'would both be written to' in message
+    assert 'would both be written to' in run(*arguments, expect=2)
     assert not (tmp_path / 'out').exists()
+    (tmp_path / 'in' / 'a.jpg').rename(tmp_path / 'in' / 'b.jpg')
+    assert 'b.jpg: not a readable image' in run(*arguments, expect=1)
+    assert (tmp_path / 'out' / 'a.png').is_file()
 
 
 def test_sidd_without_data_says_all_at_once(tmp_path):
@@ -159,7 +162,7 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
         (['--config.optim.lr=1'], 'needs --config=FILE'),
         (
             ['trian', '--config=configs/sample.py'],
-            "verb='trian' is unknown. Available: audit, evaluate, export, import_torch, predict, prepare, train",
+            "verb='trian' is unknown. Available: audit, evaluate, export, generate, import_torch, predict, prepare, train",
         ),
         ([], 'train needs --config'),
         (['predict', '--workdir=x'], 'predict needs --input and --output'),
@@ -176,6 +179,8 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
         (['export', '--output=/none/x', '--size=256'], '--size=256: expected height and width'),
         (['export', '--output=/none/x', '--model=y', '--raw'], '--raw goes with --workdir'),
         (['prepare', '--config=configs/polyu.py'], 'prepare needs --output'),
+        (['predict', '--workdir=x', '--input=x', '--output=y', '--tile=big'], 'flag --tile=big'),
+        (['export', '--workdir=x', '--output=y', '--native'], 'export takes no --native'),
         (
             ['audit', '--config=configs/polyu.py', '--config.data.dir=/none'],
             "data.dir='/none': no such folder; / holds",

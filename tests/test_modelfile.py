@@ -13,6 +13,8 @@ from p2p_jax.data.images import read_image, write_image
 from p2p_jax.evaluate import evaluate_model
 from p2p_jax.job import build_job, training_size
 from p2p_jax.lookup import UserError
+from p2p_jax.predict import predict
+from p2p_jax.predictor import PredictOptions
 from p2p_jax.train import train
 from tests.conftest import picture, small_config, write_model, write_pairs
 
@@ -48,7 +50,7 @@ def test_the_file_does_what_the_checkpoint_does(trained, tmp_path):
     scores = [evaluate_model(model).scores['output'] for model in (whole, single)]
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)
     write_image(tmp_path / 'in.png', picture(5))
-    inference.predict(single, tmp_path / 'in.png', tmp_path / 'out')
+    predict(single, tmp_path / 'in.png', tmp_path / 'out', PredictOptions(native=True))
     result = read_image(tmp_path / 'out' / 'in.png').astype(int)
     assert np.abs(result - np.rint(np.asarray(expected[0]) * 255)).max() <= 1
 

@@ -21,6 +21,8 @@ from p2p_jax.data.images import read_image, write_image
 from p2p_jax.finetune import initialise
 from p2p_jax.job import build_job, training_size
 from p2p_jax.lookup import UserError
+from p2p_jax.predict import predict
+from p2p_jax.predictor import PredictOptions
 from p2p_jax.torch_weights import import_torch
 from tests.conftest import picture, small_config
 from tests.test_main import run as command
@@ -575,7 +577,7 @@ def test_the_command_line_writes_a_file_that_makes_pictures(tmp_path):
     assert 'generator of residual blocks, 2,535 parameters' in out and 'norm.statistics=batch' in out
     write_image(tmp_path / 'photo.png', picture(0))
     loaded = inference.load_file(model)
-    inference.predict(loaded, tmp_path / 'photo.png', tmp_path / 'results')
+    predict(loaded, tmp_path / 'photo.png', tmp_path / 'results', PredictOptions())
     expected = loaded.job.apply(loaded.variables, picture(0)[None] / np.float32(255))[0]
     assert np.abs(read_image(tmp_path / 'results' / 'photo.png') - np.rint(np.asarray(expected) * 255)).max() <= 1
 

@@ -5,7 +5,9 @@ import functools
 import io
 import os
 import re
+import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import imagecodecs
@@ -13,12 +15,16 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from p2p_jax.data import metadata as meta
+from p2p_jax.data.metadata import Metadata
 from p2p_jax.lookup import UserError
 
 EXTENSIONS = frozenset(('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'))
+JPEG_QUALITY = 95  # libjpeg's; colour at full resolution
+LARGEST_JPEG = 65500  # pixels a side, libjpeg's limit
 _ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 exchange width and height
-# TIFF tags.
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # photometric 1 is grey with black as 0, 2 is RGB
+# TIFF tags; photometric 1 is grey with black as 0, 2 is RGB.
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _PROFILE = 256, 257, 258, 262, 34675
 # Pillow's mode: (the mode in which we take the pixels, its channels).
 _MODES = {
     '1': ('L', 1),
@@ -39,6 +45,7 @@ _MODES = {
 _WITH_ALPHA = {'L': ('LA', 2), 'RGB': ('RGBA', 4)}
 # Large images are expected here; those above twice Pillow's limit are refused all the same.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+warnings.filterwarnings('ignore', message='Corrupt EXIF data')  # an image without orientation then
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601, as Pillow's
 
 
@@ -245,32 +252,107 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     return to_format(decode(str(path), path), channels, 8)
 
 
-def _encoded(image: np.ndarray, suffix: str) -> bytes:
-    flat = np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
-    if suffix in ('.tif', '.tiff'):
-        stream = io.BytesIO()
-        colours = 'rgb' if image.shape[-1] >= 3 else 'minisblack'
-        extra = ['unassalpha'] if image.shape[-1] in (2, 4) else None
-        tifffile.imwrite(stream, flat, photometric=colours, extrasamples=extra, compression='deflate', predictor=True)
-        return stream.getvalue()
-    if suffix != '.png':
-        raise UserError(f'{suffix}: images are written as .png or .tif')
-    return bytes(imagecodecs.png_encode(flat, level=6))
+def _tiff_exif(image: Image.Image) -> bytes | None:
+    """What a TIFF file's tags say about the photograph, as EXIF."""
+    tags, kept = Image.Image.getexif(image), Image.Exif()
+    for tag in meta.DESCRIPTIVE:
+        if tag in tags:
+            kept[tag] = tags.get_ifd(tag) if tag in (meta.EXIF_IFD, meta.GPS_IFD) else tags[tag]
+    return kept.tobytes() if len(kept) else None
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 or uint16 (height, width, 1 to 4) as PNG or TIFF, by the path's ending.
+def read_metadata(name: str, file: Path | bytes) -> Metadata:
+    """Returns what a file holds beside its pixels, as it goes with what `decode` gives.
 
-    It is written under a temporary name first, so that no half file is left.
+    EXIF then says that the image is upright, and has lost its thumbnail. A profile of other colours than those of the
+    pixels, such as of CMYK, which `decode` makes RGB, is left out, as is damaged EXIF.
+
+    Args:
+      name: of the file, for messages.
+      file: its path, or its content.
+
+    Raises:
+      UserError: as `header`.
     """
-    content = _encoded(image, path.suffix.lower())
+    found = header(name, file)
+    image = _open_any(name, file)
+    if isinstance(image, tifffile.TiffPage):
+        tag = image.tags.get(_PROFILE)
+        icc, exif = (tag.value if tag else None), None
+    else:
+        with image:
+            icc = image.info.get('icc_profile')
+            try:
+                exif = _tiff_exif(image) if image.format == 'TIFF' else image.info.get('exif')
+            except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+                exif = None
+    fitting = b'GRAY' if found.channels < 3 else b'RGB '
+    return Metadata(
+        icc=icc if icc and icc[16:20] == fitting else None,
+        exif=meta.upright(exif.removeprefix(meta.EXIF_PREFIX), *found.size) if exif else None,
+    )
+
+
+def _encode_tiff(image: np.ndarray, metadata: Metadata) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(
+        stream,
+        image[..., 0] if image.shape[-1] == 1 else image,
+        byteorder=meta.byte_order(metadata.exif) if metadata.exif else None,
+        photometric='rgb' if image.shape[-1] >= 3 else 'minisblack',
+        extrasamples=['unassalpha'] if image.shape[-1] in (2, 4) else None,
+        compression='deflate',
+        predictor=True,
+        iccprofile=metadata.icc,
+    )
+    return meta.into_tiff(stream.getvalue(), metadata.exif) if metadata.exif else stream.getvalue()
+
+
+def encode(image: np.ndarray, suffix: str, metadata: Metadata) -> bytes:
+    """Returns the content of an image file.
+
+    Args:
+      image: uint8 or uint16 (height, width, 1 to 4); for JPEG uint8 without alpha.
+      suffix: .png, .tif, .tiff, .jpg or .jpeg.
+      metadata: what goes in beside the pixels.
+
+    Raises:
+      UserError: another suffix, or an image that JPEG cannot hold.
+    """
+    if suffix in ('.tif', '.tiff'):
+        return _encode_tiff(image, metadata)
+    flat = np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
+    if suffix in ('.jpg', '.jpeg'):
+        if image.dtype != np.uint8 or image.shape[-1] in (2, 4) or max(image.shape) > LARGEST_JPEG:
+            raise UserError(f'{suffix}: JPEG holds 8 bits, no alpha, and sides of at most {LARGEST_JPEG} pixels')
+        jpeg = imagecodecs.jpeg8_encode(flat, level=JPEG_QUALITY, subsampling='444')
+        return meta.into_jpeg(bytes(jpeg), metadata)
+    if suffix != '.png':
+        raise UserError(f'{suffix}: images are written as .png, .tif or .jpg')
+    return meta.into_png(bytes(imagecodecs.png_encode(flat, level=6)), metadata)
+
+
+def write_file(path: Path, content: bytes, ready: Callable[[os.stat_result], None] = lambda _: None) -> None:
+    """Writes a file under a temporary name first, so that no half file is left.
+
+    Args:
+      path: of the file.
+      content: all of it.
+      ready: is told size and time of the whole file just before it gets its name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         temporary.write_bytes(content)
+        ready(temporary.stat())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 or uint16 (height, width, 1 to 4) by the path's ending; see `encode` and `write_file`."""
+    write_file(path, encode(image, path.suffix.lower(), Metadata()))
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) -> np.ndarray:

@@ -1,11 +1,12 @@
 """The classical U-Net (after Ronneberger et al. 2015) of a student project that denoised photographs with pix2pix."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from p2p_jax.models.layers import Style, check_options, finish
-from p2p_jax.models.unet import pad_to_multiple
+from p2p_jax.models.layers import Style, check_options, finish, pad_to_multiple, reach_of
 
 _SECTION = 'generator.classical_unet'
 
@@ -41,6 +42,20 @@ class ClassicalUNet(nn.Module):
     residual: bool
     style: Style
 
+    padding: ClassVar[str] = 'reflect'  # how sizes are brought to a multiple, at the bottom and the right
+
+    @property
+    def multiple(self) -> int:
+        """Sides of this multiple are not padded."""
+        return 2**self.depth
+
+    @property
+    def reach(self) -> int | None:
+        """How far from a pixel those of the input lie that its result depends on outside training; None: anywhere."""
+        block = [('same', 3)] * 2
+        path = [*block, ('down', 2)] * self.depth + block + [('up', 2), *block] * self.depth
+        return None if self.style.is_global else reach_of(path)
+
     @nn.compact
     def __call__(self, condition: jax.Array, *, train: bool) -> jax.Array:
         """Maps (n, h, w, c) to (n, h, w, out_channels), float32, in the value range of the images; any h and w.
@@ -49,7 +64,7 @@ class ClassicalUNet(nn.Module):
           UserError: options that do not go together.
         """
         check_options(_SECTION, {'depth': self.depth, 'width': self.width}, {}, self.style.init_std)
-        x = pad_to_multiple(condition, 2**self.depth)
+        x = pad_to_multiple(condition, self.multiple)
         skips = []
         for level in range(self.depth):
             x = self._block(f'encoder_{level}', self.width * 2**level, x, train)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -322,6 +322,11 @@ class Style:
     statistics: str = 'running'
 
     @property
+    def is_global(self) -> bool:
+        """Whether, outside training, the norm makes each pixel depend on the whole image."""
+        return self.norm in ('instance', 'group') or (self.norm == 'batch' and self.statistics == 'batch')
+
+    @property
     def _use_bias(self) -> bool:
         # As the reference pix2pix: the shift of batch and group norm takes the bias's place.
         return self.norm not in ('batch', 'group')
@@ -463,6 +468,37 @@ class Style:
         if self.norm in ('spectral', 'none'):
             return x
         raise ValueError(f'norm={self.norm!r}: expected one of {", ".join(NORMS)}')
+
+
+def reach_of(layers: Sequence[tuple[str, int]]) -> int:
+    """Returns how far from a pixel of the output those of the input lie at most that it depends on.
+
+    Args:
+      layers: the longest path through a network, from input to output: 'same', 'down' or 'up' and the kernel's side, of
+        the convolutions of `Style.convolve` (an odd side) and `Style.resample`.
+
+    Returns:
+      In pixels, on each side.
+    """
+    most = 0
+    # Which windows a pixel lies in depends on its place on the coarsest grid.
+    for place in range(2 ** sum(direction == 'down' for direction, _ in layers)):
+        first = last = place
+        for direction, size in reversed(layers):
+            pad = (size - 1) // 2
+            if direction == 'up':
+                first, last = -((size - 1 - pad - first) // 2), (last + pad) // 2
+            else:
+                stride = 2 if direction == 'down' else 1
+                first, last = stride * first - pad, stride * last - pad + size - 1
+        most = max(most, place - first, last - place)
+    return most
+
+
+def pad_to_multiple(x: jax.Array, multiple: int, mode: str = 'reflect') -> jax.Array:
+    """Pads (n, h, w, c) at the bottom and the right until both sides are multiples; any size from 1×1."""
+    pads = [(0, missing(length, multiple)) for length in x.shape[1:3]]
+    return reflect(x, *pads) if mode == 'reflect' else jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=mode)
 
 
 def check_options(section: str, counts: dict[str, int], rates: dict[str, float], init_std: float | None) -> None:

@@ -3,13 +3,15 @@ Restoration"), and its local statistics at test time (Chu et al. 2022, "Improvin
 Information Aggregation").
 """
 
+from typing import ClassVar
+
 import jax
 import jax.export
 import jax.numpy as jnp
 from flax import linen as nn
 
 from p2p_jax.lookup import UserError
-from p2p_jax.models.layers import Style, check_options, missing
+from p2p_jax.models.layers import Style, check_options, pad_to_multiple, reach_of
 
 
 def gate(x: jax.Array) -> jax.Array:
@@ -114,6 +116,32 @@ class NAFNet(nn.Module):
     local_size: int | None
     style: Style
 
+    # How sizes are brought to a multiple: by zeros, where the other generators reflect, for published weights were
+    # trained and are scored with zeros.
+    padding: ClassVar[str] = 'constant'
+
+    @property
+    def multiple(self) -> int:
+        """Sides of this multiple are not padded."""
+        return 2 ** len(self.encoder_blocks)
+
+    @property
+    def reach(self) -> int | None:
+        """How far from a pixel those of the input lie that its result depends on outside training; None: anywhere."""
+        if self.local_size is None:
+            return None
+        depth = len(self.encoder_blocks)
+        counts = [*self.encoder_blocks, self.middle_blocks, *self.decoder_blocks]
+        # A depthwise convolution, then a window that at the border of the image lies wholly on one side.
+        blocks = [
+            [('same', 3), ('same', 2 * (self._window(min(i, 2 * depth - i)) or 1) - 1)] * count
+            for i, count in enumerate(counts)
+        ]
+        path = [('same', 3), *blocks[0]]
+        for i, block in enumerate(blocks[1:]):
+            path += [('down' if i < depth else 'up', 2), *block]
+        return reach_of([*path, ('same', 3)])
+
     @nn.compact
     def __call__(self, condition: jax.Array, *, train: bool) -> jax.Array:
         """Maps (n, h, w, c) to (n, h, w, out_channels), float32, in the value range of the images; any h and w.
@@ -124,9 +152,7 @@ class NAFNet(nn.Module):
         self._check()
         style, depth = self.style, len(self.encoder_blocks)
         height, width = condition.shape[1:3]
-        # Zeros, where the other generators reflect: published weights were trained and are scored with zeros.
-        pads = [(0, missing(length, 2**depth)) for length in (height, width)]
-        x = jnp.pad(condition, ((0, 0), *pads, (0, 0)))
+        x = pad_to_multiple(condition, self.multiple, self.padding)
 
         x = style.convolve('intro', 3, self.width, x, update_spectral=train, use_bias=True)
         skips = []
@@ -146,11 +172,14 @@ class NAFNet(nn.Module):
         return x + condition if condition.shape[-1] == self.out_channels else x
 
     def _blocks(self, name: str, level: int, count: int, x: jax.Array, train: bool) -> jax.Array:
-        # The window covers the same part of the image at each level.
-        window = None if train or self.local_size is None else max(1, self.local_size // 2**level)
+        window = None if train else self._window(level)
         for i in range(count):
             x = NAFBlock(window, self.style, name=f'{name}_{i}')(x, train)
         return x
+
+    def _window(self, level: int) -> int | None:
+        # It covers the same part of the image at each level.
+        return None if self.local_size is None else max(1, self.local_size // 2**level)
 
     def _check(self) -> None:
         encoder, decoder = tuple(self.encoder_blocks), tuple(self.decoder_blocks)

@@ -1,10 +1,11 @@
 """The generator of residual blocks (Johnson et al. 2016, "Perceptual Losses"), as CycleGAN's code has it."""
 
+from typing import ClassVar
+
 import jax
 from flax import linen as nn
 
-from p2p_jax.models.layers import Style, check_options, finish
-from p2p_jax.models.unet import pad_to_multiple
+from p2p_jax.models.layers import Style, check_options, finish, pad_to_multiple, reach_of
 
 _SECTION = 'generator.resnet'
 _HALVINGS = 2
@@ -35,6 +36,20 @@ class ResNetGenerator(nn.Module):
     residual: bool
     style: Style
 
+    padding: ClassVar[str] = 'reflect'  # how sizes are brought to a multiple, at the bottom and the right
+
+    @property
+    def multiple(self) -> int:
+        """Sides of this multiple are not padded."""
+        return 2**_HALVINGS
+
+    @property
+    def reach(self) -> int | None:
+        """How far from a pixel those of the input lie that its result depends on outside training; None: anywhere."""
+        middle = [('same', 3)] * (2 * self.blocks)
+        path = [('same', 7)] + [('down', 3)] * _HALVINGS + middle + [('up', 3)] * _HALVINGS + [('same', 7)]
+        return None if self.style.is_global else reach_of(path)
+
     @nn.compact
     def __call__(self, condition: jax.Array, *, train: bool) -> jax.Array:
         """Maps (n, h, w, c) to (n, h, w, out_channels), float32, in the value range of the images; any h and w.
@@ -45,7 +60,7 @@ class ResNetGenerator(nn.Module):
         counts = {'blocks': self.blocks, 'width': self.width}
         check_options(_SECTION, counts, {'dropout': self.dropout}, self.style.init_std)
         style = self.style
-        x = pad_to_multiple(condition, 2**_HALVINGS)
+        x = pad_to_multiple(condition, self.multiple)
         x = style.convolve('first', 7, self.width, x, update_spectral=train, mirrored=True)
         x = nn.relu(style.normalise('first_norm', x, train=train))
         for i in range(_HALVINGS):

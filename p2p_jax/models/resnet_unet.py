@@ -6,12 +6,13 @@ lowest resolution only and no skips, which is `resnet.ResNetGenerator`; this net
 details (block, kernels between levels, head) are chosen here.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from p2p_jax.models.layers import Style, check_options, finish
-from p2p_jax.models.unet import pad_to_multiple
+from p2p_jax.models.layers import Style, check_options, finish, pad_to_multiple, reach_of
 
 _SECTION = 'generator.resnet_unet'
 
@@ -40,6 +41,20 @@ class ResNetUNet(nn.Module):
     residual: bool
     style: Style
 
+    padding: ClassVar[str] = 'reflect'  # how sizes are brought to a multiple, at the bottom and the right
+
+    @property
+    def multiple(self) -> int:
+        """Sides of this multiple are not padded."""
+        return 2**self.depth
+
+    @property
+    def reach(self) -> int | None:
+        """How far from a pixel those of the input lie that its result depends on outside training; None: anywhere."""
+        block = [('same', 3)] * 2
+        path = block + [('down', 4), *block] * self.depth + [('up', 4), *block] * self.depth + [('same', 3)]
+        return None if self.style.is_global else reach_of(path)
+
     @nn.compact
     def __call__(self, condition: jax.Array, *, train: bool) -> jax.Array:
         """Maps (n, h, w, c) to (n, h, w, out_channels), float32, in the value range of the images; any h and w.
@@ -51,7 +66,7 @@ class ResNetUNet(nn.Module):
         check_options(_SECTION, counts, {'dropout': self.dropout}, self.style.init_std)
         features = [self.width * min(2**level, 8) for level in range(self.depth + 1)]
 
-        x = self._block('encoder_0', features[0], pad_to_multiple(condition, 2**self.depth), train)
+        x = self._block('encoder_0', features[0], pad_to_multiple(condition, self.multiple), train)
         skips = [x]
         for level in range(1, self.depth + 1):
             x = self._resample(f'down_{level}', 'down', features[level], x, train)

@@ -1,20 +1,17 @@
 """The strided U-Net of pix2pix (Isola et al. 2017, appendix 6.1)."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from p2p_jax.lookup import UserError
-from p2p_jax.models.layers import Style, check_options, finish, missing, reflect
+from p2p_jax.models.layers import Style, check_options, finish, pad_to_multiple, reach_of
 
 _SECTION = 'generator.unet'
 # The reference network has dropout in the decoder levels at full width, from the fifth on.
 _FIRST_DROPOUT_LEVEL = 4
-
-
-def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
-    """Reflects (n, h, w, c) at the bottom and the right until both sides are multiples; any size from 1×1."""
-    return reflect(x, *[(0, missing(length, multiple)) for length in x.shape[1:3]])
 
 
 class UNet(nn.Module):
@@ -40,6 +37,19 @@ class UNet(nn.Module):
     residual: bool
     style: Style
 
+    padding: ClassVar[str] = 'reflect'  # how sizes are brought to a multiple, at the bottom and the right
+
+    @property
+    def multiple(self) -> int:
+        """Sides of this multiple are not padded."""
+        return 2**self.depth
+
+    @property
+    def reach(self) -> int | None:
+        """How far from a pixel those of the input lie that its result depends on outside training; None: anywhere."""
+        path = [('down', 4)] * self.depth + [('up', 4)] * self.depth
+        return None if self.style.is_global else reach_of(path)
+
     @nn.compact
     def __call__(self, condition: jax.Array, *, train: bool) -> jax.Array:
         """Maps (n, h, w, c) to (n, h, w, out_channels), float32, in the value range of the images; any h and w.
@@ -51,7 +61,7 @@ class UNet(nn.Module):
         features = [self.width * min(2**level, 8) for level in range(self.depth)]
         innermost = self.depth - 1
 
-        x = pad_to_multiple(condition, 2**self.depth)
+        x = pad_to_multiple(condition, self.multiple)
         skips = []
         for level in range(self.depth):
             x = nn.leaky_relu(x, 0.2) if level else x

@@ -139,7 +139,7 @@ def test_float_pixels_are_refused(tmp_path):
 
 
 def test_other_endings_are_not_written(tmp_path):
-    with pytest.raises(UserError, match='written as .png or .tif'):
+    with pytest.raises(UserError, match='written as .png, .tif or .jpg'):
         images.write_image(tmp_path / 'a.gif', picture(0))
 
 

@@ -174,3 +174,17 @@ def check_forms(function: Callable[[jax.Array, jax.Array, str], jax.Array], x: j
         for a, b in zip(value_and_gradients(x, kernel, form), native, strict=True):
             assert a.shape == b.shape
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def check_reach(network: nn.Module, size: int) -> None:
+    """A change of one pixel changes results up to `reach` from it, for some place on the grid, and none beyond."""
+    x = np.array(image(size, size))
+    variables = draw(network, x)
+    before, far = np.asarray(run(network, variables, x)), 0
+    for place in range(network.multiple):
+        middle = size // 2 + place
+        changed = x.copy()
+        changed[0, middle, middle] += 100
+        rows, columns = np.nonzero(np.abs(np.asarray(run(network, variables, changed)) - before).max((0, 3)))
+        far = max(far, *(np.abs(found - middle).max() for found in (rows, columns)))
+    assert far == network.reach

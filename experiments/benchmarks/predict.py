@@ -1,0 +1,256 @@
+"""How long a photograph of 12 megapixels takes in tiles, and how much memory, beside the same network in PyTorch.
+
+python -m experiments.benchmarks.predict --json=predict.json
+
+The photograph is one of the sample set, enlarged; weights are random, which does not change the time. PyTorch is asked
+for by `pip install -e '.[benchmark]'`; without it its rows are left out.
+"""
+
+import concurrent.futures
+import importlib.util
+import multiprocessing
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from configs import default, sample
+from p2p_jax import datasets, report
+from p2p_jax.data import images
+
+_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+_HEIGHT = flags.DEFINE_integer('height', 3000, 'Of the photograph, pixels.')
+_WIDTH = flags.DEFINE_integer('width', 4000, 'Of the photograph, pixels.')
+_TILES = flags.DEFINE_integer('tiles', 16, 'Tiles that are computed by themselves; their median time counts.')
+
+
+def make_photograph(path: Path, size: tuple[int, int]) -> None:
+    """Writes an enlarged photograph as PNG."""
+    record = datasets.find_splits(sample.get_config(), ('test',), lambda line: None)['test'][0]
+    images.write_image(path, images.resize(images.to_format(record.target.read(), 3, 8), size))
+
+
+def build_model(name: str) -> Any:
+    """Returns the default U-Net-256 or NAFNet-32 of random weights."""
+    import jax
+
+    from p2p_jax import inference
+    from p2p_jax.job import build_job
+
+    config = default.get_config()
+    config.generator.name = name
+    config.generator.unet.last_activation = 'none'
+    job = build_job(config, 1)
+    shapes = jax.eval_shape(lambda: job.create_state(0, (256, 256, 3))).generator.variables
+    random = np.random.default_rng(0)
+
+    def draw(leaf: Any) -> np.ndarray:
+        # Kernels that keep the size of a signal; scales and variances of about 1.
+        std = np.prod(leaf.shape[:3]) ** -0.5 if leaf.ndim == 4 else 0.1
+        return random.normal(leaf.ndim == 1, std, leaf.shape).astype(np.float32)
+
+    return inference.Model(config, job, jax.device_put(jax.tree.map(draw, shapes)), 0, Path(name), 1.0)
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had resident (Linux), in MiB."""
+    return int(re.findall(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[0]) / 1024
+
+
+def timed(call: Callable[[], Any], count: int) -> float:
+    """The median time of a call, in seconds, after one that is not counted."""
+    seconds = []
+    for _ in range(count + 1):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def measure(name: str, photograph: Path, tiles: int) -> dict[str, Any]:
+    """Applies a network to the photograph, file to file, and to single tiles; alone in its process."""
+    import jax
+
+    from p2p_jax import tiling
+    from p2p_jax.predictor import PredictOptions, Predictor
+
+    size = tiling.fitting_size(1)
+    predictor = Predictor(build_model(name), PredictOptions(tile=size))
+    warm = np.zeros((size + 1, size + 1, 3), np.uint8)
+    predictor(warm)  # compiles what the photograph needs
+    start = time.perf_counter()
+    image = images.decode(str(photograph), photograph)
+    read = time.perf_counter()
+    result = predictor(image)
+    applied = time.perf_counter()
+    images.write_image(photograph.with_name(f'{name}.png'), result)
+    end, peak = time.perf_counter(), peak_mib()
+    rows, columns = (predictor.tiling.axis(length) for length in image.shape[:2])
+    count = len(rows.starts) * len(columns.starts)
+    tile = np.ascontiguousarray(image[None, :size, :size])
+    alone = count * timed(lambda: np.asarray(predictor.apply(tile)), tiles)
+    return {
+        'device': jax.devices()[0].device_kind,
+        'tile': size,
+        'tiles': count,
+        'seconds': end - start,
+        'seconds_decoding': read - start,
+        'seconds_encoding': end - applied,
+        'seconds_applying': applied - read,
+        'megapixels_per_second': image.shape[0] * image.shape[1] / 1e6 / (end - start),
+        'peak_mib': peak,
+        'seconds_of_tiles_alone': alone,
+        'ratio_to_tiles_alone': (applied - read) / alone,
+    }
+
+
+def torch_unet(width: int = 64, depth: int = 8) -> Any:
+    """pix2pix's U-Net as a PyTorch user writes it."""
+    from torch import cat, nn
+
+    class Level(nn.Module):
+        """A halving, what is inside, a doubling; the input beside it."""
+
+        def __init__(self, outer: int, inner: int, inside: Any, place: str) -> None:
+            super().__init__()
+            first, last = place == 'outermost', place == 'innermost'
+            down = [nn.Conv2d(3 if first else outer, inner, 4, 2, 1, bias=False)]
+            down = down if first else [nn.LeakyReLU(0.2), *down]
+            down = down if first or last else [*down, nn.BatchNorm2d(inner)]
+            up = [nn.ReLU(), nn.ConvTranspose2d(inner * (1 if last else 2), 3 if first else outer, 4, 2, 1, bias=first)]
+            up = up if first else [*up, nn.BatchNorm2d(outer)]
+            self.body, self.first = nn.Sequential(*down, *([inside] if inside else []), *up), first
+
+        def forward(self, x: Any) -> Any:
+            return self.body(x) if self.first else cat([x, self.body(x)], 1)
+
+    level = None
+    for i in reversed(range(depth)):
+        outer, inner = width * min(2 ** max(i - 1, 0), 8), width * min(2**i, 8)
+        level = Level(outer, inner, level, 'innermost' if i == depth - 1 else 'inner' if i else 'outermost')
+    return level
+
+
+def torch_nafnet(width: int = 32) -> Any:
+    """NAFNet's denoiser as a PyTorch user writes it."""
+    import torch
+    from torch import nn
+
+    def normalise(x: Any, norm: Any) -> Any:
+        return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def gate(x: Any) -> Any:
+        a, b = x.chunk(2, 1)
+        return a * b
+
+    class Block(nn.Module):
+        """A block of NAFNet."""
+
+        def __init__(self, c: int) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList([nn.LayerNorm(c, 1e-6), nn.LayerNorm(c, 1e-6)])
+            self.widen, self.depthwise = nn.Conv2d(c, 2 * c, 1), nn.Conv2d(2 * c, 2 * c, 3, 1, 1, groups=2 * c)
+            self.attention, self.narrow = nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1)
+            self.gated, self.last = nn.Conv2d(c, 2 * c, 1), nn.Conv2d(c, c, 1)
+            self.scales = nn.ParameterList([torch.ones(1, c, 1, 1), torch.ones(1, c, 1, 1)])
+
+        def forward(self, x: Any) -> Any:
+            y = gate(self.depthwise(self.widen(normalise(x, self.norms[0]))))
+            y = y * self.attention(y.mean((2, 3), keepdim=True))
+            x = x + self.narrow(y) * self.scales[0]
+            return x + self.last(gate(self.gated(normalise(x, self.norms[1])))) * self.scales[1]
+
+    class Network(nn.Module):
+        """Encoder 2, 2, 4, 8; middle 12; decoder 2, 2, 2, 2."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            c = [width * 2**i for i in range(5)]
+            blocks = lambda i, n: nn.Sequential(*[Block(c[i]) for _ in range(n)])  # noqa: E731
+            self.intro, self.ending = nn.Conv2d(3, width, 3, 1, 1), nn.Conv2d(width, 3, 3, 1, 1)
+            self.encoder = nn.ModuleList([blocks(i, n) for i, n in enumerate((2, 2, 4, 8))])
+            self.downs = nn.ModuleList([nn.Conv2d(c[i], c[i + 1], 2, 2) for i in range(4)])
+            self.middle = blocks(4, 12)
+            ups = [nn.Sequential(nn.Conv2d(c[i], 2 * c[i], 1, bias=False), nn.PixelShuffle(2)) for i in (4, 3, 2, 1)]
+            self.ups, self.decoder = nn.ModuleList(ups), nn.ModuleList([blocks(i, 2) for i in (3, 2, 1, 0)])
+
+        def forward(self, image: Any) -> Any:
+            x, skips = self.intro(image), []
+            for level, down in zip(self.encoder, self.downs, strict=True):
+                x = level(x)
+                skips.append(x)
+                x = down(x)
+            x = self.middle(x)
+            for up, level in zip(self.ups, self.decoder, strict=True):
+                x = level(up(x) + skips.pop())
+            return self.ending(x) + image
+
+    return Network()
+
+
+TORCH = {'unet': torch_unet, 'nafnet': torch_nafnet}
+LABELS = {'unet': 'U-Net-256', 'nafnet': 'NAFNet-32'}
+
+
+def measure_torch(name: str, size: int, tiles: int) -> dict[str, Any]:
+    """The time of a tile in PyTorch, channels first or last, whichever is quicker, and the number of parameters."""
+    import torch
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    network, seconds = TORCH[name]().eval().to(device), []
+    for form in (torch.contiguous_format, torch.channels_last):
+        placed = network.to(memory_format=form)
+        tile = torch.rand(1, 3, size, size).to(device, memory_format=form)
+
+        def apply(placed: Any = placed, tile: Any = tile) -> None:
+            with torch.inference_mode():
+                placed(tile).cpu()
+
+        seconds.append(timed(apply, tiles))
+    return {'parameters': sum(p.numel() for p in network.parameters()), 'seconds_of_a_tile': min(seconds)}
+
+
+def alone(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Calls a function in a fresh process."""
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(call, *arguments).result()
+
+
+def main(_: list[str]) -> None:
+    """Prints the table."""
+    has_torch = importlib.util.find_spec('torch') is not None
+    if not has_torch:
+        print('PyTorch is not installed: without its figures')
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        photograph = Path(folder) / 'photograph.png'
+        make_photograph(photograph, (_HEIGHT.value, _WIDTH.value))
+        for name, label in LABELS.items():
+            row = rows[label] = alone(measure, name, photograph, _TILES.value)
+            if has_torch:
+                peer = alone(measure_torch, name, row['tile'], _TILES.value)
+                row['seconds_of_tiles_in_torch'] = peer['seconds_of_a_tile'] * row['tiles']
+                row['parameters_in_torch'] = peer['parameters']
+            print(f'{label}: {row}', flush=True)
+    print(f'\n{_WIDTH.value}×{_HEIGHT.value}, blend, {os.cpu_count()} cores')
+    print('               s   MP/s  peak MiB  tiles  the same alone, s  ratio  in PyTorch, alone, s')
+    for label, row in rows.items():
+        figures = (row['seconds'], row['megapixels_per_second'], row['peak_mib'], row['tiles'])
+        peer_seconds = f'{row["seconds_of_tiles_in_torch"]:.1f}' if has_torch else '–'
+        print(
+            '{:10} {:6.1f} {:6.2f} {:9.0f} {:6}'.format(label, *figures)
+            + f' {row["seconds_of_tiles_alone"]:18.1f} {row["ratio_to_tiles_alone"]:6.2f} {peer_seconds:>21}'
+        )
+    if _JSON.value:
+        report.write_json(Path(_JSON.value), {'cores': os.cpu_count(), 'rows': rows})
+
+
+if __name__ == '__main__':
+    app.run(main)
