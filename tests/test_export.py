@@ -50,7 +50,7 @@ def load(folder, name, **keys):
     noise = jnp.zeros((1, LABELS[name]['latent'])) if name in LABELS else None
     variables = draw(job.generator, (jnp.zeros(1, jnp.int32), noise) if name in LABELS else jnp.zeros((1, 32, 32, 3)))
     path = folder / 'drawn.safetensors'
-    model = Model(config, job, variables, 7, folder / 'run')
+    model = Model(config, job, variables, 7, folder / 'run', 1.0)
     facts = modelfile.Facts(config.to_dict(), step=7, weights='raw', scale=1.0, scores={}, examples={'train': 5})
     modelfile.write(path, variables, facts)
     return model, dataclasses.replace(model, origin=path)
@@ -246,8 +246,8 @@ def test_the_export_of_a_training_says_what_it_was_trained_on(tmp_path):
     splits = {'train': ['a', 'b'], 'val': ['c'], 'test': []}
     (tmp_path / 'data.json').write_text(json.dumps({'scale': 2.0, 'splits': splits}))
     (tmp_path / 'metrics.jsonl').write_text('{"step": 4, "val/psnr": 30.0}\n{"step": 5, "val/psnr": 31.0}\n')
-    facts = export.prepare(Model(config, job, variables, 5, tmp_path)).facts
+    facts = export.prepare(Model(config, job, variables, 5, tmp_path, 2.0)).facts
     assert facts.examples == {'train': 2, 'val': 1, 'test': 0}
     assert facts.scale == 2.0 and facts.scores == {'psnr': 31.0}
-    bare = export.prepare(Model(config, job, variables, 5, tmp_path / 'none')).facts
+    bare = export.prepare(Model(config, job, variables, 5, tmp_path / 'none', 1.0)).facts
     assert bare.examples == {} and bare.scores == {}

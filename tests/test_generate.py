@@ -24,7 +24,7 @@ def model(tmp_path_factory):
     config.loss.l1.weight = 0.0
     job = build_job(config, 1)
     state = jax.jit(lambda: job.create_state(0, (8, 8, 3)))()
-    return Model(config, job, state.evaluated, 0, tmp_path_factory.mktemp('none'))
+    return Model(config, job, state.evaluated, 0, tmp_path_factory.mktemp('none'), 1.0)
 
 
 def sample(model, label, count, seed, batch_size):
@@ -83,6 +83,6 @@ def test_nothing_is_overwritten_and_mistakes_are_told(model, tmp_path):
 
 def test_a_generator_of_images_is_told_apart(tmp_path):
     config = small_config()
-    other = Model(config, build_job(config, 1), None, 0, tmp_path)
+    other = Model(config, build_job(config, 1), None, 0, tmp_path, 1.0)
     with pytest.raises(UserError, match='makes images from images, not from labels; see predict'):
         write(other, tmp_path / 'out')

@@ -162,7 +162,7 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
         (['--config.optim.lr=1'], 'needs --config=FILE'),
         (
             ['trian', '--config=configs/sample.py'],
-            "verb='trian' is unknown. Available: audit, evaluate, export, generate, import_torch, predict, prepare, train",
+            "verb='trian' is unknown. Available: audit, evaluate, export, generate, import_torch, predict, prepare, ",
         ),
         ([], 'train needs --config'),
         (['predict', '--workdir=x'], 'predict needs --input and --output'),

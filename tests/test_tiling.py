@@ -100,7 +100,7 @@ LOCAL = {
 }
 
 
-@pytest.mark.parametrize('name', set(LOCAL) - {'unet, batch', 'nafnet'})
+@pytest.mark.parametrize('name', sorted(set(LOCAL) - {'unet, batch', 'nafnet'}))
 def test_reach_is_how_far_a_pixel_has_an_effect(name):
     generators.check_reach(LOCAL[name], 2 * LOCAL[name].reach + 4 * LOCAL[name].multiple)
 
