@@ -38,7 +38,9 @@ def test_the_file_says_all_about_itself(trained):
     assert facts.config == json.loads((trained / 'run' / 'config.json').read_text())
     assert facts.scale == pytest.approx(24 / np.sqrt(48 * 40))
     assert set(facts.scores) == {'psnr', 'ssim', 'input_psnr', 'input_ssim'}
-    assert facts.examples == {'train': 6, 'val': 1, 'test': 1}
+    stored = json.loads((trained / 'run' / 'data.json').read_text())['splits']
+    assert facts.examples == {split: len(names) for split, names in stored.items()}
+    assert set(facts.examples) == {'train', 'val', 'test'} and sum(facts.examples.values()) == 8
     assert set(variables) == {'params'}
 
 
