@@ -72,6 +72,8 @@ def fingerprint(model: Model, options: PredictOptions) -> dict[str, Any]:
         'network': {'name': config.generator.name, **config.generator[config.generator.name].to_dict()},
         'statistics': config.norm.statistics,
         'value_range': list(config.value_range),
+        'dtype': config.dtype,
+        'trained': {'resize': config.data.resize, 'scale': model.scale},
         'options': {name: value for name, value in chosen.items() if name not in ('overwrite', 'batch')},
     }
 

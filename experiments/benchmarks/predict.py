@@ -11,7 +11,6 @@ import importlib.util
 import multiprocessing
 import os
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -64,14 +63,17 @@ def peak_mib() -> float:
     return int(re.findall(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[0]) / 1024
 
 
-def timed(call: Callable[[], Any], count: int) -> float:
-    """The median time of a call, in seconds, after one that is not counted."""
-    seconds = []
+def timed(call: Callable[[], Any], count: int) -> np.ndarray:
+    """The median of (seconds, seconds of all cores) that a call takes, after one call that is not counted.
+
+    The second is what to compare by where other programs share the cores.
+    """
+    taken = []
     for _ in range(count + 1):
-        start = time.perf_counter()
+        start = np.array([time.perf_counter(), time.process_time()])
         call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+        taken.append(np.array([time.perf_counter(), time.process_time()]) - start)
+    return np.median(taken[1:], axis=0)
 
 
 def measure(name: str, photograph: Path, tiles: int) -> dict[str, Any]:
@@ -87,15 +89,15 @@ def measure(name: str, photograph: Path, tiles: int) -> dict[str, Any]:
     predictor(warm)  # compiles what the photograph needs
     start = time.perf_counter()
     image = images.decode(str(photograph), photograph)
-    read = time.perf_counter()
+    read, cores = time.perf_counter(), time.process_time()
     result = predictor(image)
-    applied = time.perf_counter()
+    applied, cores = time.perf_counter(), time.process_time() - cores
     images.write_image(photograph.with_name(f'{name}.png'), result)
     end, peak = time.perf_counter(), peak_mib()
     rows, columns = (predictor.tiling.axis(length) for length in image.shape[:2])
     count = len(rows.starts) * len(columns.starts)
     tile = np.ascontiguousarray(image[None, :size, :size])
-    alone = count * timed(lambda: np.asarray(predictor.apply(tile)), tiles)
+    alone, cores_alone = count * timed(lambda: np.asarray(predictor.apply(tile)), tiles)
     return {
         'device': jax.devices()[0].device_kind,
         'tile': size,
@@ -106,8 +108,9 @@ def measure(name: str, photograph: Path, tiles: int) -> dict[str, Any]:
         'seconds_applying': applied - read,
         'megapixels_per_second': image.shape[0] * image.shape[1] / 1e6 / (end - start),
         'peak_mib': peak,
+        'core_seconds_applying': cores,
         'seconds_of_tiles_alone': alone,
-        'ratio_to_tiles_alone': (applied - read) / alone,
+        'core_seconds_of_tiles_alone': cores_alone,
     }
 
 
@@ -214,7 +217,9 @@ def measure_torch(name: str, size: int, tiles: int) -> dict[str, Any]:
                 placed(tile).cpu()
 
         seconds.append(timed(apply, tiles))
-    return {'parameters': sum(p.numel() for p in network.parameters()), 'seconds_of_a_tile': min(seconds)}
+    best, cores = min(seconds, key=lambda pair: pair[0])
+    parameters = sum(p.numel() for p in network.parameters())
+    return {'parameters': parameters, 'seconds_of_a_tile': best, 'core_seconds_of_a_tile': cores}
 
 
 def alone(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -237,17 +242,20 @@ def main(_: list[str]) -> None:
             if has_torch:
                 peer = alone(measure_torch, name, row['tile'], _TILES.value)
                 row['seconds_of_tiles_in_torch'] = peer['seconds_of_a_tile'] * row['tiles']
+                row['core_seconds_of_tiles_in_torch'] = peer['core_seconds_of_a_tile'] * row['tiles']
                 row['parameters_in_torch'] = peer['parameters']
             print(f'{label}: {row}', flush=True)
     print(f'\n{_WIDTH.value}×{_HEIGHT.value}, blend, {os.cpu_count()} cores')
-    print('               s   MP/s  peak MiB  tiles  the same alone, s  ratio  in PyTorch, alone, s')
+    print(f'{"":32} seconds  of all cores')
     for label, row in rows.items():
-        figures = (row['seconds'], row['megapixels_per_second'], row['peak_mib'], row['tiles'])
-        peer_seconds = f'{row["seconds_of_tiles_in_torch"]:.1f}' if has_torch else '–'
         print(
-            '{:10} {:6.1f} {:6.2f} {:9.0f} {:6}'.format(label, *figures)
-            + f' {row["seconds_of_tiles_alone"]:18.1f} {row["ratio_to_tiles_alone"]:6.2f} {peer_seconds:>21}'
+            f'{label}, {row["tiles"]} tiles of {row["tile"]}²: {row["megapixels_per_second"]:.2f} megapixels/s, '
+            f'at most {row["peak_mib"]:.0f} MiB'
         )
+        print(f'  {"file to file":30} {row["seconds"]:7.1f}')
+        for what, key in (('tiled', 'applying'), ('tiles alone', 'of_tiles_alone'), ('PyTorch', 'of_tiles_in_torch')):
+            if f'seconds_{key}' in row:
+                print(f'  {what:30} {row[f"seconds_{key}"]:7.1f} {row[f"core_seconds_{key}"]:13.1f}')
     if _JSON.value:
         report.write_json(Path(_JSON.value), {'cores': os.cpu_count(), 'rows': rows})
 
