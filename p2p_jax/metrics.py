@@ -1,15 +1,18 @@
-"""PSNR and SSIM, and the collections that average scores over a split."""
+"""PSNR and SSIM, the conventions in which they are published, and the collections that average them over a split."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dm_pix
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import metrics
 
 SSIM_WINDOW = 11  # pixels; smaller images have no SSIM
+_SSIM_SIGMA = 1.5  # pixels, of its Gaussian
 PSNR_CEILING = 100.0  # dB given to equal images, so that a mean over examples stays a number
 
 
@@ -40,7 +43,117 @@ def ssim(image: jax.Array, target: jax.Array, max_value: float) -> jax.Array:
     Returns:
       (n,).
     """
-    return dm_pix.ssim(image, target, max_val=max_value, filter_size=SSIM_WINDOW)
+    return dm_pix.ssim(image, target, max_val=max_value, filter_size=SSIM_WINDOW, filter_sigma=_SSIM_SIGMA)
+
+
+def _taps() -> list[float]:
+    """The window along one axis: a Gaussian that sums to 1."""
+    values = np.exp(-0.5 * ((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) / _SSIM_SIGMA) ** 2)
+    return (values / values.sum()).tolist()
+
+
+def _blur_volumes(volumes: jax.Array) -> jax.Array:
+    """Filters (…, h, w, c) with the Gaussian window along rows, columns and channels; edges are repeated.
+
+    Sums of shifted slices: an accelerator would compute a convolution with fewer bits.
+    """
+    reach = SSIM_WINDOW // 2
+    for axis in range(volumes.ndim - 3, volumes.ndim):
+        length = volumes.shape[axis]
+        padded = jnp.pad(volumes, [(reach * (i == axis),) * 2 for i in range(volumes.ndim)], mode='edge')
+        shifted = (jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(SSIM_WINDOW))
+        volumes = sum((tap * part for tap, part in zip(_taps(), shifted, strict=True)), jnp.zeros_like(volumes))
+    return volumes
+
+
+def ssim_3d(image: jax.Array, target: jax.Array, max_value: float) -> jax.Array:
+    """Structural similarity of each example as one volume of rows, columns and channels, meaned over all of it.
+
+    Gaussian window of 11×11×11 with σ 1.5, edges repeated: what MATLAB's `ssim` computes of an h×w×3 array, and
+    NAFNet's evaluation.
+
+    Args:
+      image: (n, h, w, c), of any size.
+      target: of the same shape.
+      max_value: the largest value less the smallest that the images can have.
+
+    Returns:
+      (n,).
+    """
+    # Variances do not depend on where 0 is; with it amid the values, less is lost in their differences of squares.
+    shift = max_value / 2
+    a, b = image - shift, target - shift
+    mean_a, mean_b, square_a, square_b, product = _blur_volumes(jnp.stack([a, b, a * a, b * b, a * b]))
+    var_a, var_b, covariance = square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b
+    mean_a, mean_b = mean_a + shift, mean_b + shift
+    c1, c2 = (0.01 * max_value) ** 2, (0.03 * max_value) ** 2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    similarity /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    return jnp.mean(similarity, axis=(1, 2, 3))
+
+
+def luma(image: jax.Array) -> jax.Array:
+    """Returns Y of ITU-R BT.601 as MATLAB's `rgb2ycbcr` scales it: black is 16 / 255, white 235 / 255.
+
+    Args:
+      image: RGB (n, h, w, 3) in [0, 1].
+
+    Returns:
+      (n, h, w, 1), not rounded.
+    """
+    red, green, blue = (image[..., i : i + 1] for i in range(3))
+    return (16 + 65.481 * red + 128.553 * green + 24.966 * blue) / 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """A convention in which scores are published; figures of different ones must not be compared.
+
+    Attributes:
+      text: all that the numbers depend on.
+      levels: the images are rounded to so many steps from 0, and that is their peak; None: floats with peak 1.
+      scores: name to a function of images, targets and their peak to (n,). One name means one number everywhere.
+    """
+
+    text: str
+    levels: int | None
+    scores: Mapping[str, Callable[[jax.Array, jax.Array, float], jax.Array]]
+
+    def __call__(self, image: jax.Array, target: jax.Array, *, y_channel: bool = False) -> dict[str, jax.Array]:
+        """Scores each example.
+
+        Args:
+          image: (n, h, w, c) in [0, 1].
+          target: likewise.
+          y_channel: of the Y channel alone, taken after the rounding and not rounded itself; names end in '_y'.
+        """
+        if self.levels:
+            image, target = (jnp.rint(x * self.levels) / self.levels for x in (image, target))
+        if y_channel:
+            image, target = luma(image), luma(target)
+        peak = float(self.levels or 1)
+        ending = '_y' if y_channel else ''
+        return {name + ending: score(image * peak, target * peak, peak) for name, score in self.scores.items()}
+
+
+# The first is that of training.
+PROTOCOLS: dict[str, Protocol] = {
+    'float': Protocol(
+        'clamped to [0, 1], not rounded; SSIM per channel, 11×11 Gaussian, σ 1.5, valid (what training prints)',
+        None,
+        {'psnr': psnr, 'ssim': ssim},
+    ),
+    'float_3d': Protocol(
+        "clamped to [0, 1], not rounded; SSIM 3-D, 11×11×11 Gaussian, σ 1.5, edges repeated (MATLAB's; NAFNet's)",
+        None,
+        {'psnr': psnr, 'ssim_3d': ssim_3d},
+    ),
+    'uint8': Protocol(
+        "rounded to 8 bits, peak 255; SSIM per channel, 11×11 Gaussian, σ 1.5, valid, mean of channels (BasicSR's)",
+        255,
+        {'psnr_uint8': psnr, 'ssim_uint8': ssim},
+    ),
+}
 
 
 @flax.struct.dataclass

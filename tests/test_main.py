@@ -76,13 +76,16 @@ def test_the_same_command_resumes(session):
     assert 'step 3/3' in out
 
 
-def test_evaluate_writes_the_same_form(session):
+def test_evaluate_gives_the_scores_of_training(session):
     root, _ = session
-    out = run('evaluate', f'--workdir={root / "run"}', f'--output={root / "report.json"}')
-    assert 'test: 2 examples, whole images' in out
+    out = run('evaluate', f'--workdir={root / "run"}', '--model=identity', f'--output={root / "report.json"}')
+    assert 'test: 2 examples, whole images' in out and 'identity - run' in out
     report = json.loads((root / 'report.json').read_text())
-    assert [set(report[side]) for side in ('input', 'output')] == [{'psnr', 'ssim'}] * 2
-    assert report['count'] == 2
+    assert report['count'] == 2 and list(report['models']) == ['run', 'identity']
+    trained = json.loads((root / 'run' / 'test.json').read_text())
+    for side, row in (('input', report['models']['identity']), ('output', report['models']['run'])):
+        for metric, value in trained[side].items():
+            assert row['means']['output'][metric]['mean'] == pytest.approx(value, abs=1e-3)
 
 
 def test_predict_writes_whole_images_and_refuses_to_overwrite(session, tmp_path):
@@ -167,11 +170,26 @@ def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
         ([], 'train needs --config'),
         (['predict', '--workdir=x'], 'predict needs --input and --output'),
         (['evaluate', '--workdir=/none'], '/none: no checkpoints there'),
-        (['evaluate', '--workdir=x', '--input=y'], 'evaluate takes no --input'),
+        (['evaluate', '--workdir=x', '--input=y'], '--input goes with --protocol'),
+        (['evaluate', '--workdir=x', '--raw'], 'evaluate takes no --raw'),
+        (
+            ['predict', '--workdir=x', '--workdir=y', '--input=z', '--output=z'],
+            '--workdir is given 2 times; only evaluate',
+        ),
         (['audit', '--output=x'], 'audit needs --config'),
         (['audit', '--config=configs/sample.py', '--output=tests'], '--output=tests: that is a folder'),
-        (['evaluate'], 'give either --workdir=DIR of a training or --model=FILE'),
-        (['evaluate', '--workdir=x', '--model=y'], 'give either --workdir'),
+        (['predict', '--input=x', '--output=y'], 'give either --workdir=DIR of a training or --model=FILE'),
+        (['evaluate'], 'give --workdir=DIR of a training, --model=FILE or --model=BASELINE'),
+        (
+            ['evaluate', '--model=identity,bm3'],
+            "--model=bm3: no such file, and none of the baselines .*Did you mean 'bm3d'",
+        ),
+        (['evaluate', '--model=identity'], 'baselines know no data: give --config=FILE'),
+        (['evaluate', '--model=tests'], '--model=tests: that is a folder; a training is --workdir=tests'),
+        (['evaluate', '--model=identity', '--protocol=sid'], "--protocol='sid' is unknown. .*sidd-validation"),
+        (['evaluate', '--model=identity', '--protocol=sidd-validation'], 'needs --input=DIR of the .mat files'),
+        (['evaluate', '--model=identity', '--protocol=sidd-validation', '--input=tests'], 'no ValidationNoisyBlocks'),
+        (['evaluate', '--model=identity', '--protocol=sidd-benchmark', '--input=tests'], 'needs --output=DIR'),
         (['evaluate', '--model=y', '--checkpoint=best'], '--checkpoint goes with --workdir'),
         (['evaluate', '--model=y'], '--model=y: no such file'),
         (['export', '--workdir=x'], 'export needs --output'),
