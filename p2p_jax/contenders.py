@@ -1,5 +1,6 @@
 """What `evaluate` compares: trained models and baselines, each as a function of one image."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,44 +12,53 @@ from p2p_jax import baselines, report
 from p2p_jax.baselines import BASELINES, Choice
 from p2p_jax.inference import Model
 from p2p_jax.lookup import UserError, pick
+from p2p_jax.predictor import PredictOptions, Predictor
 from p2p_jax.scoring import Contender, Examples
 
 # Of the validation split, on which a baseline's strength is chosen: images, and the side of their central crop.
 _TRIED_IMAGES, _TRIED_CROP = 16, 128
 
 
-def build_restore(model: Model, channels: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a trained model as a function of one image; the one place where `evaluate` applies networks.
-
-    A network for grey images takes the colours one after another, as in `predict`.
-
-    Args:
-      model: what is applied.
-      channels: of the images that are scored.
-
-    Raises:
-      UserError: a network for colour, and grey images.
-    """
+def _channels(model: Model, channels: int) -> int:
+    """The channels of a model's network, which images of so many can be given to."""
     own = model.config.data.channels
     if own > channels:
         raise UserError(
             f'{model.origin}: its network takes {own} channels, the images that are scored have data.channels='
             f'{channels}; with --config.data.channels={own} grey images have equal channels'
         )
-    apply = jax.jit(model.job.apply)
+    return own
+
+
+def build_restore(model: Model, channels: int, options: PredictOptions) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a trained model as a function of one image, in tiles where it is large, as in `predict`.
+
+    A network for grey images takes the colours one after another.
+
+    Args:
+      model: what is applied.
+      channels: of the images that are scored.
+      options: of the tiles.
+
+    Raises:
+      UserError: a network for colour, and grey images; options that do not fit the network.
+    """
+    own = _channels(model, channels)
+    # What is scored has the scale of the training already.
+    predictor = Predictor(model, dataclasses.replace(options, native=True))
 
     def restore(image: np.ndarray) -> np.ndarray:
         if own == channels:
-            return np.asarray(apply(model.variables, image[None])[0])
-        return np.moveaxis(np.asarray(apply(model.variables, np.moveaxis(image, -1, 0)[..., None]))[..., 0], 0, -1)
+            return predictor.whole(image[None])[0]
+        return np.moveaxis(predictor.whole(np.moveaxis(image, -1, 0)[..., None])[..., 0], 0, -1)
 
     return restore
 
 
-def _trained(name: str, model: Model, channels: int) -> Contender:
+def _trained(name: str, model: Model, channels: int, options: PredictOptions) -> Contender:
     count = sum(leaf.size for leaf in jax.tree.leaves(model.variables['params']))
     facts = {'origin': str(model.origin), 'step': model.step, 'parameters': count, 'config': model.config.to_dict()}
-    return Contender(name, build_restore(model, channels), facts)
+    return Contender(name, build_restore(model, channels, options), facts)
 
 
 def _choose(name: str, denoise: baselines.Filter, validation: Examples) -> Choice:
@@ -107,22 +117,25 @@ def check(models: Sequence[Model | str], channels: int) -> None:
         if isinstance(model, str):
             pick(BASELINES, model, '--model').build()
         else:
-            build_restore(model, channels)
+            _channels(model, channels)
 
 
-def build(models: Sequence[Model | str], channels: int, validation: Examples | None) -> list[Contender]:
+def build(
+    models: Sequence[Model | str], channels: int, validation: Examples | None, options: PredictOptions
+) -> list[Contender]:
     """Makes comparable what shall be compared.
 
     Args:
       models: trained ones, and keys of BASELINES.
       channels: of the images that are scored.
       validation: what the baselines' strengths are chosen on; None: their defaults.
+      options: how trained models are applied to large images.
 
     Raises:
-      UserError: as `check`.
+      UserError: as `check`; options that do not fit a network.
     """
     check(models, channels)
     return [
-        _baseline(model, validation) if isinstance(model, str) else _trained(name, model, channels)
+        _baseline(model, validation) if isinstance(model, str) else _trained(name, model, channels, options)
         for name, model in zip(names(models), models, strict=True)
     ]

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from p2p_jax import contenders, inference, report, summary
+from p2p_jax import contenders, inference, page, report, summary
 from p2p_jax.baselines import BASELINES
 from p2p_jax.checkpoint import replicate
 from p2p_jax.data import images
@@ -20,6 +20,7 @@ from p2p_jax.datasets import check_stored_splits, find_splits, has_split, traine
 from p2p_jax.job import AXIS, Job, build_job, takes_labels
 from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.metrics import PROTOCOLS, EvaluationMetrics
+from p2p_jax.predictor import PredictOptions
 from p2p_jax.scoring import Examples, ModelResult, build_score, score_models
 from p2p_jax.steps import evaluation_step
 
@@ -144,6 +145,8 @@ class Options:
       y_channel: the Y channel as well.
       lpips: 'alex' or 'vgg'; None: as `eval.lpips` says.
       worst: so many images are named.
+      tile: side of the tiles that trained models see of larger images; None: what is likely to fit.
+      overlap: of the tiles, 'blend' or 'exact'.
     """
 
     split: str = 'test'
@@ -151,6 +154,13 @@ class Options:
     y_channel: bool = False
     lpips: str | None = None
     worst: int = 5
+    tile: int | None = None
+    overlap: str = 'blend'
+
+    @property
+    def predict(self) -> PredictOptions:
+        """How trained models are applied to large images."""
+        return PredictOptions(tile=self.tile, overlap=self.overlap)
 
 
 def refuse_labels(models: Sequence[inference.Model | str]) -> None:
@@ -224,7 +234,7 @@ def assess(
         lpips=examples.job.lpips,
         frozen=examples.job.lpips.read_weights() if examples.job.lpips else None,
     )
-    chosen = contenders.build(models, examples.config.data.channels, validation)
+    chosen = contenders.build(models, examples.config.data.channels, validation, options.predict)
     total = len(examples.records)
     with report.progress_bar(total, f'scoring {len(chosen)} model{"s" if len(chosen) > 1 else ""}') as bar:
         return score_models(examples, chosen, score, bar.update)
@@ -244,6 +254,7 @@ def evaluate_models(
     config: ml_collections.ConfigDict | None = None,
     options: Options = Options(),
     output: Path | None = None,
+    html: Path | None = None,
 ) -> tuple[ModelResult, ...]:
     """Scores models and baselines image by image and prints the tables: the verb `evaluate`.
 
@@ -253,11 +264,13 @@ def evaluate_models(
         model.
       options: of the evaluation.
       output: a JSON file to write everything to.
+      html: a page to write: tables, pictures, and the curves of the first training.
 
     Raises:
       UserError: something wrong with the data, or a model that does not fit them.
     """
     refuse_labels(models)
+    curves = page.curves(models) if html else []
     data = _config_of_data(models, config, options)
     contenders.check(models, data.data.channels)
     job = build_job(data, steps=1)
@@ -274,4 +287,6 @@ def evaluate_models(
     print(summary.describe(title, results, data.eval.names, options.worst))
     if output:
         write_results(output, results, examples, options)
+    if html:
+        page.write(html, title, results, data.eval.names, curves)
     return results

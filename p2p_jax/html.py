@@ -16,11 +16,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from p2p_jax.intervals import Interval
 from p2p_jax.lookup import UserError
 
 VIEW = 768  # pixels; the longest side of the large views
@@ -67,16 +68,15 @@ METRICS = {
         True,
         'Gaussian window of 11×11×11 with σ 1.5 over rows, columns and channels; edges repeated',
     ),
+    'psnr_uint8': Metric('PSNR (uint8)', 'dB', 2, True, 'of images rounded to 8 bits'),
+    'ssim_uint8': Metric('SSIM (2-D, uint8)', '', 4, True, 'SSIM (2-D) of images rounded to 8 bits'),
     'lpips': Metric('LPIPS', '', 4, False, 'learned perceptual distance'),
 }
-
-
-class Interval(NamedTuple):
-    """A mean and the ends of its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
+METRICS |= {
+    f'{name}_y': dataclasses.replace(metric, label=f'{metric.label}, Y', definition=f'{metric.definition}; Y channel')
+    for name, metric in METRICS.items()
+    if name != 'lpips'
+}
 
 
 # Name of a row (the input, a model, or 'gain') to metric to interval.

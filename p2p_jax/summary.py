@@ -74,12 +74,17 @@ def _order(value: str) -> tuple[float, str]:
         return math.inf, value
 
 
+def attributes(image: ImageResult) -> dict[str, str]:
+    """Returns what is known of an image, its scene among it."""
+    return {name: str(value) for name, value in image.attributes.items()} | {'scene': image.scene}
+
+
 def breakdown(results: Sequence[ModelResult]) -> dict[str, dict[str, Part]]:
     """Returns attribute to value to the part of the images that have it; attributes of one value are left out.
 
     The scene counts as an attribute where images share scenes.
     """
-    shown = [dict(image.attributes) | {'scene': image.scene} for image in results[0].images]
+    shown = [attributes(image) for image in results[0].images]
     tables = {}
     for key in dict.fromkeys(key for row in shown for key in row):
         values = np.array([row.get(key, '') for row in shown])

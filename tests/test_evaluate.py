@@ -34,7 +34,7 @@ def variables(channels):
 
 
 def small_model(config, origin):
-    return inference.Model(config, build_job(config, 1), variables(config.data.channels), 0, Path(origin))
+    return inference.Model(config, build_job(config, 1), variables(config.data.channels), 0, Path(origin), 1.0)
 
 
 def psnr(image, target):

@@ -71,6 +71,7 @@ ORDER = [
     'p2p_jax.scoring',
     'p2p_jax.contenders',
     'p2p_jax.summary',
+    'p2p_jax.page',
     'p2p_jax.evaluate',
     'p2p_jax.sidd',
     'p2p_jax.finetune',
