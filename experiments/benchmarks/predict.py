@@ -63,7 +63,7 @@ def peak_mib() -> float:
     return int(re.findall(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[0]) / 1024
 
 
-def timed(call: Callable[[], Any], count: int) -> np.ndarray:
+def timed(call: Callable[[], Any], count: int) -> list[float]:
     """The median of (seconds, seconds of all cores) that a call takes, after one call that is not counted.
 
     The second is what to compare by where other programs share the cores.
@@ -73,7 +73,7 @@ def timed(call: Callable[[], Any], count: int) -> np.ndarray:
         start = np.array([time.perf_counter(), time.process_time()])
         call()
         taken.append(np.array([time.perf_counter(), time.process_time()]) - start)
-    return np.median(taken[1:], axis=0)
+    return np.median(taken[1:], axis=0).tolist()
 
 
 def measure(name: str, photograph: Path, tiles: int) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def measure(name: str, photograph: Path, tiles: int) -> dict[str, Any]:
     rows, columns = (predictor.tiling.axis(length) for length in image.shape[:2])
     count = len(rows.starts) * len(columns.starts)
     tile = np.ascontiguousarray(image[None, :size, :size])
-    alone, cores_alone = count * timed(lambda: np.asarray(predictor.apply(tile)), tiles)
+    alone, cores_alone = (count * seconds for seconds in timed(lambda: np.asarray(predictor.apply(tile)), tiles))
     return {
         'device': jax.devices()[0].device_kind,
         'tile': size,
