@@ -147,7 +147,7 @@ def jump(image):
 
 @pytest.mark.parametrize('network', [unet(), unet('instance'), nafnet()])
 def test_there_are_no_seams(network):
-    """Against the whole image, tiles shift no region against the next by more than the image itself changes."""
+    """Against the whole image, tiles shift regions against the next by far less than the image itself changes."""
     apply = prepared(network)
 
     def correct(x):
@@ -155,12 +155,11 @@ def test_there_are_no_seams(network):
         return x + 0.1 * np.tanh(np.asarray(apply(x)) - x)
 
     for image in photograph(320, 320):
-        gradient = np.abs(np.diff(image, axis=2)).mean()
         whole = correct(image)
         blend, _ = put_together(correct, image, tiling_of(network, 128))
         cut = Tiling(128, 'exact', 0, network.multiple, network.padding)  # no overlap at all
         hard, _ = put_together(correct, image, cut)
-        assert jump(blend - whole) < min(1.5 * gradient, 0.4 * jump(hard - whole))
+        assert jump(blend - whole) < min(0.4 * jump(image), 0.4 * jump(hard - whole))
 
 
 def test_memory_that_does_not_suffice_halves_the_tiles():
