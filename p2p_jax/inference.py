@@ -12,7 +12,8 @@ from p2p_jax import modelfile
 from p2p_jax.checkpoint import Checkpoints
 from p2p_jax.datasets import STORED as DATA
 from p2p_jax.job import Job, build_job, training_size
-from p2p_jax.lookup import UserError, shortlist
+from p2p_jax.lookup import UserError, pick, shortlist
+from p2p_jax.models.layers import STATISTICS
 from p2p_jax.state import TrainState
 
 
@@ -38,6 +39,33 @@ class Model:
 
     def __str__(self) -> str:
         return f'{self.origin}: step {self.step}'
+
+
+def in_mode(model: Model, statistics: str | None, *, dropout: bool) -> Model:
+    """Returns the model as it is to behave outside training, whatever it was stored with.
+
+    The reference pix2pix tests with the statistics of the test image in batch norm, and with dropout on.
+
+    Args:
+      model: a generator of images.
+      statistics: 'running' or 'batch', of its batch norm; None: as stored.
+      dropout: dropout is on, as noise that is the same for each image; otherwise as stored.
+
+    Raises:
+      UserError: its network has no batch norm, or no dropout.
+    """
+    config = ml_collections.ConfigDict(model.config.to_dict())
+    options = config.generator[config.generator.name]
+    if statistics is not None:
+        pick(dict.fromkeys(STATISTICS), statistics, '--statistics')
+        if options.get('norm') != 'batch':
+            raise UserError(f'--statistics={statistics}: {model.origin} has no batch norm; leave the flag out')
+        config.norm.statistics = statistics
+    if dropout:
+        if not options.get('dropout'):
+            raise UserError(f'--dropout: {model.origin} has no dropout; leave the flag out')
+        config.eval.dropout = True
+    return dataclasses.replace(model, config=config, job=build_job(config, steps=1))
 
 
 def load_state(workdir: Path, which: str) -> tuple[ml_collections.ConfigDict, Job, TrainState, int]:

@@ -203,7 +203,10 @@ class Job:
     def apply(self, variables: PyTree, condition: Any) -> jax.Array:
         """Runs the generator as after training: images in [0, 1], or (labels, noise), to (n, h, w, c) in [0, 1]."""
         given = condition if self.classes else self.to_network(condition)
-        output: Any = self.generator.apply(variables, given, train=False)
+        style: Style = self.generator.style
+        # The same noise each time, for results that can be repeated.
+        rngs = {'dropout': jax.random.key(0)} if style.noise else {}
+        output: Any = self.generator.apply(variables, given, train=False, rngs=rngs)
         return self.from_network(output)
 
 
@@ -223,6 +226,7 @@ def _build_network(
         norm_axis=AXIS if config.norm.sync else None,
         dtype=pick(DTYPES, config.dtype, 'dtype'),
         statistics=config.norm.statistics,
+        noise=config.eval.dropout,
     )
     return network(style=style, **options, **more)
 

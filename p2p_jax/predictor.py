@@ -99,6 +99,8 @@ class Predictor:
         Raises:
           UserError: options that do not go together, or not with this model.
         """
+        if model.job.classes:
+            raise UserError(f'{model.origin} makes images from labels, not from images; see generate')
         for name in ('batch', 'splits'):
             value = getattr(options, name)
             if value is not None and value < 1:
@@ -120,8 +122,8 @@ class Predictor:
             fill=-low / (high - low),  # the network's zero
         )
         # The statistics of a batch are to be those of each image by itself.
-        alone = generator.style.norm == 'batch' and generator.style.statistics == 'batch'
-        self._batch = (1 if alone else options.batch) * jax.local_device_count()
+        self._alone = generator.style.norm == 'batch' and generator.style.statistics == 'batch'
+        self._batch = (1 if self._alone else options.batch) * jax.local_device_count()
         self._programs: dict[int, tuple[Any, Any, jax.sharding.NamedSharding]] = {}
         self._sizes: set[tuple[int, ...]] = set()
 
@@ -152,6 +154,14 @@ class Predictor:
         return program(variables, jax.device_put(pixels, place))
 
     def _run(self, pixels: np.ndarray, take: Callable[[int, np.ndarray], None]) -> None:
+        height, width = pixels.shape[1:3]
+        multiple = self.tiling.multiple
+        if self._alone and (height % multiple or width % multiple):
+            raise UserError(
+                f'an image of {width}×{height} pixels: with batch norm by its own statistics (--statistics=batch) '
+                f'sides must be multiples of {multiple}, for what is padded would count. Crop or resize it, or take '
+                '--statistics=running.'
+            )
         self.tiling = tiling.run(self.apply, pixels, self.tiling, self._batch, take, self._say)
 
     def whole(self, pixels: np.ndarray) -> np.ndarray:

@@ -348,3 +348,22 @@ def test_compiled_programs_are_dropped_in_time(small, monkeypatch):
         image = picture(0, 9, width)
         assert np.abs(apply(image) - by_hand(small, image) * 255).max() < 0.51
     assert len(apply._sizes) <= 2
+
+
+def test_conversions_are_said(small, tmp_path, capsys):
+    images.write_image(tmp_path / 'in' / 'grey.png', picture(0, 24, 24)[..., :1])
+    assert predict(small, tmp_path / 'in', tmp_path / 'out', PredictOptions()) == 0
+    assert 'note: grey images were given to this network of colour images' in capsys.readouterr().out
+    images.write_image(tmp_path / 'colour' / 'a.png', picture(0, 24, 24))
+    assert predict(small, tmp_path / 'colour', tmp_path / 'out', PredictOptions()) == 0
+    assert 'note:' not in capsys.readouterr().out
+
+
+def test_a_model_of_labels_is_refused(tmp_path):
+    config = small_config()
+    config.generator.name = config.discriminator.name = 'dcgan'
+    config.data.update(classes=('a', 'b'), crop_size=16)
+    config.loss.l1.weight = 0.0
+    model = inference.Model(config, build_job(config, 1), None, 0, tmp_path, 1.0)
+    with pytest.raises(UserError, match='makes images from labels, not from images; see generate'):
+        Predictor(model, PredictOptions())

@@ -312,6 +312,7 @@ class Style:
       dtype: of the computation; parameters and statistics stay float32.
       statistics: what batch norm normalises by outside training: 'running' (those gathered in training) or 'batch'
         (those of the images at hand, each device's own, as the reference pix2pix tests).
+      noise: dropout stays on outside training, as the reference pix2pix tests.
     """
 
     norm: str = 'none'
@@ -320,6 +321,7 @@ class Style:
     norm_axis: str | None = None
     dtype: Any = jnp.float32
     statistics: str = 'running'
+    noise: bool = False
 
     @property
     def is_global(self) -> bool:
@@ -413,6 +415,10 @@ class Style:
         Rows start with a norm of about 1, whatever `init_std`.
         """
         return self._apply(nn.Embed(count, features, dtype=self.dtype, name=name), labels, update_spectral)
+
+    def drop(self, rate: float, x: jax.Array, *, train: bool) -> jax.Array:
+        """Dropout in training, and outside it where it is to be noise."""
+        return nn.Dropout(rate, deterministic=not (train or self.noise))(x)
 
     def _init_scale(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return 1 + (self.init_std or 0.0) * jax.random.normal(key, shape, dtype)

@@ -78,6 +78,6 @@ class ResNetGenerator(nn.Module):
         features = x.shape[-1]
         x = self.style.convolve(f'{name}_conv_1', 3, features, x, update_spectral=train, mirrored=True)
         x = nn.relu(self.style.normalise(f'{name}_norm_1', x, train=train))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = self.style.drop(self.dropout, x, train=train)
         x = self.style.convolve(f'{name}_conv_2', 3, features, x, update_spectral=train, mirrored=True)
         return self.style.normalise(f'{name}_norm_2', x, train=train)

@@ -86,7 +86,7 @@ class ResNetUNet(nn.Module):
     def _block(self, name: str, features: int, x: jax.Array, train: bool, dropout: float = 0.0) -> jax.Array:
         y = self.style.convolve(f'{name}_conv_1', 3, features, x, update_spectral=train)
         y = nn.relu(self.style.normalise(f'{name}_norm_1', y, train=train))
-        y = nn.Dropout(dropout, deterministic=not train)(y)
+        y = self.style.drop(dropout, y, train=train)
         y = self.style.convolve(f'{name}_conv_2', 3, features, y, update_spectral=train)
         y = self.style.normalise(f'{name}_norm_2', y, train=train)
         if x.shape[-1] != features:

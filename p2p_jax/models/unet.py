@@ -73,7 +73,7 @@ class UNet(nn.Module):
             x = self.style.resample(f'up_{level}', 'up', features[level - 1], nn.relu(x), update_spectral=train)
             x = self.style.normalise(f'up_norm_{level}', x, train=train)
             if self.dropout and _FIRST_DROPOUT_LEVEL <= level < innermost:
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+                x = self.style.drop(self.dropout, x, train=train)
             x = jnp.concatenate([skips[level - 1], x], axis=-1)
         x = self.style.resample('up_0', 'up', self.out_channels, nn.relu(x), update_spectral=train, use_bias=True)
         return finish(_SECTION, condition, x, self.last_activation, self.residual)
