@@ -13,12 +13,13 @@ from tests.conftest import picture, small_config
 
 
 def model(path, **options):
-    """A U-Net deep enough for the reference's dropout, whose statistics are not those of its images."""
+    """A network with dropout, whose running statistics are not those of its images."""
     config = small_config()
-    config.generator.unet.update(dict(depth=6, width=4, norm='batch', dropout=0.5, init_std=0.3) | options)
+    config.generator.name = 'resnet'
+    config.generator.resnet.update(dict(blocks=1, width=4, norm='batch', dropout=0.5, init_std=0.3) | options)
     config.gan.weight = 0.0
     job = build_job(config, 1)
-    variables = jax.jit(lambda: job.create_state(0, (64, 64, 3)))().evaluated
+    variables = jax.jit(lambda: job.create_state(0, (16, 16, 3)))().evaluated
     return Model(config, job, variables, 0, path, 1.0)
 
 
@@ -29,7 +30,7 @@ def reference(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def image():
-    return jnp.asarray(picture(0, 64, 64)[None] / 255, jnp.float32)
+    return jnp.asarray(picture(0, 16, 16)[None] / 255, jnp.float32)
 
 
 def by_its_statistics(job, variables, image, **rngs):
@@ -70,7 +71,7 @@ def test_what_a_network_does_not_have_is_refused(tmp_path):
 
 def test_nothing_is_padded_where_the_statistics_are_the_image_s(reference):
     predictor = Predictor(in_mode(reference, 'batch', dropout=False), PredictOptions())
-    assert predictor(picture(1, 64, 128)).shape == (64, 128, 3)
-    with pytest.raises(UserError, match='an image of 100×64 pixels: .* sides must be multiples of 64'):
-        predictor(picture(1, 64, 100))
-    assert Predictor(reference, PredictOptions())(picture(1, 64, 100)).shape == (64, 100, 3)
+    assert predictor(picture(1, 16, 20)).shape == (16, 20, 3)
+    with pytest.raises(UserError, match='an image of 18×16 pixels: .* sides must be multiples of 4'):
+        predictor(picture(1, 16, 18))
+    assert Predictor(reference, PredictOptions())(picture(1, 16, 18)).shape == (16, 18, 3)

@@ -87,13 +87,14 @@ def test_two_devices_equal_one_with_the_same_global_batch(norm):
 @pytest.mark.parametrize(('norm', 'sync'), [('batch', True), ('batch', False), ('spectral', True)])
 def test_device_copies_of_every_leaf_agree(norm, sync):
     job = make(
-        generator__unet__norm=norm,
+        generator__name='resnet',
+        generator__resnet__norm=norm,
+        generator__resnet__blocks=1,
+        generator__resnet__width=4,
+        generator__resnet__dropout=0.5,
         discriminator__patchgan__norm=norm,
         norm__sync=sync,
         ema__decay=0.9,
-        generator__unet__depth=6,
-        generator__unet__width=4,
-        generator__unet__dropout=0.5,
     )
     state = jax.jit(functools.partial(job.create_state, 0, SIZE))()
     for batch in batches(3):

@@ -130,6 +130,8 @@ _OPTIM |= {'optim.schedule': 'step', 'optim.decay_every': 5}
 
 # The rate falls at once and often; D by its own loss.
 _PLATEAU = {'optim.schedule': 'plateau', 'optim.final_lr': 1e-6, 'optim.plateau_patience': 0, 'optim.decay_factor': 0.5}
+# Of 1×1 convolutions, which compile fast.
+_PIXELWISE = {'discriminator.patchgan.strided': 0, 'discriminator.patchgan.unstrided': 2}
 _MULTISCALE = {'discriminator.name': 'multiscale'}
 _MULTISCALE |= {
     f'discriminator.multiscale.{key}': value
@@ -141,9 +143,10 @@ _MULTISCALE |= {
     'changes',
     [
         {'ema.decay': 0.9, 'generator.unet.norm': 'batch', 'discriminator.patchgan.norm': 'spectral'}
-        | {'gan.mode': 'wgan_gp', 'gan.r1_weight': 1.0},
+        | {'gan.mode': 'wgan_gp', 'gan.r1_weight': 1.0, **_PIXELWISE},
         {'gan.weight': 0.0, 'degrade.name': 'poisson_gaussian', 'loss.ssim.weight': 1.0} | _OPTIM,
-        {'gan.start_step': 3, 'generator.unet.depth': 6, 'generator.unet.width': 4, 'generator.unet.dropout': 0.5},
+        {'gan.start_step': 3, 'generator.name': 'resnet', 'generator.resnet.blocks': 1, 'generator.resnet.width': 4}
+        | {'generator.resnet.dropout': 0.5, **_PIXELWISE},
         {'gan.start_step': 1, 'gan.pretrain_steps': 3, 'gan.d_steps': 2, 'gan.feature_weight': 1.0}
         | {'optim.plateau_metric': 'train_psnr', 'optim.plateau_every': 'step', **_PLATEAU, **_MULTISCALE}
         | {'optim.discriminator.plateau_metric': 'loss', 'train.accumulate': 2},
