@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from p2p_jax import contenders, inference, modelfile
+from p2p_jax import contenders, inference, modelfile, summary
 from p2p_jax.baselines import BASELINES, Baseline
 from p2p_jax.data.images import read_image, write_image
 from p2p_jax.datasets import find_splits, store_splits
@@ -17,6 +18,7 @@ from p2p_jax.evaluate import Options, build_evaluator, evaluate_models
 from p2p_jax.job import build_job
 from p2p_jax.lookup import UserError
 from p2p_jax.perceptual import lpips
+from p2p_jax.predictor import Predictor
 from tests import trees
 from tests.conftest import picture, small_config
 from tests.weights import write_package
@@ -212,3 +214,34 @@ def test_mistakes(config, monkeypatch):
     of_labels = dataclasses.replace(model, job=dataclasses.replace(model.job, classes=('cat',)))
     with pytest.raises(UserError, match='x makes images from labels: there is no target'):
         evaluate_models([of_labels], config)
+
+
+def test_large_images_are_scored_in_tiles(pairs, monkeypatch):
+    config = small_config(pairs)
+    config.generator.unet.norm = 'none'  # what depends on the whole image has no exact tiles
+    model = small_model(config, 'runs/a')
+    (whole,) = evaluate_models([model], options=QUICK)
+    seen = []
+    apply = Predictor.apply
+    monkeypatch.setattr(Predictor, 'apply', lambda self, pixels: seen.append(pixels.shape[1:3]) or apply(self, pixels))
+    (tiled,) = evaluate_models([model], options=dataclasses.replace(QUICK, tile=4, overlap='exact'))
+    assert seen and all(height < 48 for height, _ in seen)
+    for a, b in zip(whole.images, tiled.images, strict=True):
+        assert a.scores['output'] == pytest.approx(b.scores['output'], abs=1e-3)
+
+
+def test_the_page_shows_what_the_tables_say(config, tmp_path):
+    config.eval.names = ('noisy', 'denoised')
+    results = evaluate_models(['identity'], config, html=tmp_path / 'page.html')
+    text = (tmp_path / 'page.html').read_text()
+    content = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.S)[1])
+    assert content['title'] == 'test: 4 examples, whole images' and content['curves'] == []
+    assert list(content['rows']) == ['noisy', 'denoised', 'gain']
+    means = summary.means(results[0])
+    assert content['rows']['denoised']['ssim_uint8'] == pytest.approx(list(means['output']['ssim_uint8']))
+    assert [row['name'] for row in content['examples']] == [image.name for image in results[0].images]
+    assert all(
+        row['pictures']['size'] == list(image.size[::-1])
+        for row, image in zip(content['examples'], results[0].images, strict=True)
+    )
+    assert 'rounded to 8 bits' in content['protocol'] and '[95% interval' in content['protocol']
