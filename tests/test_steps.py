@@ -19,6 +19,10 @@ SIZE = (16, 16, 3)
 pytestmark = pytest.mark.usefixtures('fresh_caches')
 
 
+# Of 1×1 convolutions, which compile fast.
+SMALL = {'discriminator__patchgan__strided': 0, 'discriminator__patchgan__unstrided': 2}
+
+
 def make(**changes):
     """A job of the small configuration with some keys changed; dots in keys are written as __."""
     config = small_config()
@@ -70,7 +74,11 @@ def equal(a, b):
 @pytest.mark.parametrize('norm', ['instance', 'batch'])
 def test_two_devices_equal_one_with_the_same_global_batch(norm):
     job = make(
-        generator__unet__norm=norm, discriminator__patchgan__norm=norm, degrade__name='poisson_gaussian', optim__lr=1e-4
+        generator__unet__norm=norm,
+        discriminator__patchgan__norm=norm,
+        degrade__name='poisson_gaussian',
+        optim__lr=1e-4,
+        **SMALL,
     )
     (one, history), (two, other) = (run(job, devices, batches(10)) for devices in (1, 2))
     for a, b in zip(history, other, strict=True):
@@ -87,14 +95,15 @@ def test_two_devices_equal_one_with_the_same_global_batch(norm):
 @pytest.mark.parametrize(('norm', 'sync'), [('batch', True), ('batch', False), ('spectral', True)])
 def test_device_copies_of_every_leaf_agree(norm, sync):
     job = make(
-        generator__name='resnet',
-        generator__resnet__norm=norm,
-        generator__resnet__blocks=1,
-        generator__resnet__width=4,
-        generator__resnet__dropout=0.5,
+        generator__name='resnet_unet',
+        generator__resnet_unet__norm=norm,
+        generator__resnet_unet__depth=1,
+        generator__resnet_unet__width=4,
+        generator__resnet_unet__dropout=0.5,
         discriminator__patchgan__norm=norm,
         norm__sync=sync,
         ema__decay=0.9,
+        **SMALL,
     )
     state = jax.jit(functools.partial(job.create_state, 0, SIZE))()
     for batch in batches(3):
@@ -107,7 +116,7 @@ def test_device_copies_of_every_leaf_agree(norm, sync):
 def test_unsynchronised_batch_norm_differs_from_the_global_batch_but_is_averaged():
     def first_norm(sync):
         state, _ = run(
-            make(generator__unet__norm='batch', generator__unet__init_std=1.0, norm__sync=sync), 2, batches(1)
+            make(generator__unet__norm='batch', generator__unet__init_std=1.0, norm__sync=sync, **SMALL), 2, batches(1)
         )
         stats = state.generator.batch_stats
         return stats[min(stats)]
@@ -186,10 +195,6 @@ def test_penalties_against_their_equations():
     assert penalty(r1_weight=3.0, gp_weight=10.0) == pytest.approx(r1 + gp, rel=1e-5)
     flat = jax.grad(lambda x: _penalty(dataclasses.replace(adversary, gp_weight=1.0), {}, x, x, x, jnp.asarray(blend)))
     assert np.isfinite(flat(jnp.zeros((3, 4, 5, 2)))).all()  # where D has no slope at all
-
-
-# Of 1×1 convolutions, which compile fast.
-SMALL = {'discriminator__patchgan__strided': 0, 'discriminator__patchgan__unstrided': 2}
 
 
 @pytest.mark.parametrize('norm', ['batch', 'spectral'])

@@ -143,7 +143,7 @@ _MULTISCALE |= {
     'changes',
     [
         {'ema.decay': 0.9, 'generator.unet.norm': 'batch', 'discriminator.patchgan.norm': 'spectral'}
-        | {'gan.mode': 'wgan_gp', 'gan.r1_weight': 1.0, **_PIXELWISE},
+        | {'gan.mode': 'wgan_gp', **_PIXELWISE},
         {'gan.weight': 0.0, 'degrade.name': 'poisson_gaussian', 'loss.ssim.weight': 1.0} | _OPTIM,
         {'gan.start_step': 3, 'generator.name': 'resnet', 'generator.resnet.blocks': 1, 'generator.resnet.width': 4}
         | {'generator.resnet.dropout': 0.5, **_PIXELWISE},
