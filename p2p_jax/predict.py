@@ -71,6 +71,7 @@ def fingerprint(model: Model, options: PredictOptions) -> dict[str, Any]:
         'weights': digest.hexdigest(),
         'network': {'name': config.generator.name, **config.generator[config.generator.name].to_dict()},
         'statistics': config.norm.statistics,
+        'dropout': config.eval.dropout,
         'value_range': list(config.value_range),
         'dtype': config.dtype,
         'trained': {'resize': config.data.resize, 'scale': model.scale},

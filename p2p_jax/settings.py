@@ -136,6 +136,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'eval.pictures': _least(0),
 }
 
+# Others that are read, whose values the tables of their choices check, or any will do.
+_CHOICES = {'conv_form', 'dtype', 'degrade.name', 'generator.name', 'discriminator.name', 'norm.sync', 'gan.mode'}
+_CHOICES |= {'gan.augment', 'eval.lpips', 'eval.dropout'}
+
 # Keys that may be None; of each pair of lengths, one is.
 _OPTIONAL = {'init_from', 'data.dir', 'data.tile_size', 'data.resize', 'data.threads', 'eval.crop_size'}
 _OWN_OPTIM = {'name', 'lr', 'b1', 'b2', 'weight_decay', 'clip_norm', 'schedule'}
@@ -279,7 +283,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       UserError: names every key whose value is out of range, and what was expected.
     """
     values = flatten(config.to_dict())
-    missing = sorted(_CHECKS.keys() - values.keys())
+    missing = sorted((_CHECKS.keys() | _CHOICES) - values.keys())
     if missing:
         raise UserError(
             f'the configuration lacks {len(missing)} keys; it was written by another version of p2p_jax:'

@@ -8,6 +8,7 @@ import pytest
 from p2p_jax.inference import Model, in_mode
 from p2p_jax.job import build_job
 from p2p_jax.lookup import UserError
+from p2p_jax.predict import fingerprint
 from p2p_jax.predictor import PredictOptions, Predictor
 from tests.conftest import picture, small_config
 
@@ -56,6 +57,8 @@ def test_statistics_of_the_image_and_dropout_are_those_of_training(reference, im
     np.testing.assert_allclose(noisy, expected, atol=1e-4)
     assert np.abs(noisy - output).max() > 0.01
     assert both.config.norm.statistics == 'batch' and both.config.eval.dropout
+    # A result that was made otherwise is not taken for this one's.
+    assert len({str(fingerprint(each, PredictOptions())) for each in (reference, calm, both)}) == 3
     assert in_mode(both, 'running', dropout=False).config.norm.statistics == 'running'
 
 

@@ -309,6 +309,15 @@ def test_a_configuration_of_another_version_is_one_error():
         check(config)
 
 
+@pytest.mark.parametrize('key', ['eval.dropout', 'eval.lpips', 'gan.augment', 'norm.statistics', 'dtype'])
+def test_each_key_of_the_jobs_that_is_not_there_is_named(key):
+    with small_config().unlocked() as config:
+        section, _, name = key.rpartition('.')
+        del (config[section] if section else config)[name]
+    with pytest.raises(UserError, match=f'lacks 1 keys; it was written by another version of p2p_jax:\n  {key}'):
+        check(config)
+
+
 def test_progress_line():
     progress = Progress(first=0, total=200, batch_size=4, last_score='val 30.12 dB')
     progress.started -= 60
