@@ -100,12 +100,3 @@ def test_resumes_from_between_evaluations_after_a_loss_of_the_last_checkpoint(co
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(restore(tmp_path / 'run', config, 8)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert [line['step'] for line in read_log(tmp_path / 'run') if 'loss/l1' in line] == [2, 4, 6, 8]
-
-
-def test_a_finished_training_is_not_trained_again(trained, capsys):
-    workdir, config = trained
-    log = (workdir / 'metrics.jsonl').read_text()
-    train(config, workdir)
-    out = capsys.readouterr().out
-    assert 'resuming at step 8' in out and 'test: 6 examples' in out and 'step 8/8' not in out
-    assert (workdir / 'metrics.jsonl').read_text() == log

@@ -62,6 +62,15 @@ def test_leaves_what_the_readme_promises(trained):
     assert 'loss/l1' in (workdir / 'train.log').read_text()
 
 
+def test_a_finished_training_is_not_trained_again(trained, capsys):
+    workdir, config = trained
+    log = (workdir / 'metrics.jsonl').read_text()
+    train(config, workdir)
+    out = capsys.readouterr().out
+    assert 'resuming at step 8' in out and 'test: 6 examples' in out and 'step 8/8' not in out
+    assert (workdir / 'metrics.jsonl').read_text() == log
+
+
 def test_logs_all_that_was_promised(trained):
     lines = read_log(trained[0])
     training = [line for line in lines if 'loss/l1' in line]
