@@ -4,8 +4,8 @@ python -m p2p_jax.main --config=configs/cifar10.py --config.data.dir=/path/to/ci
 
 Any form in which the set is published, or class folders, also inside a zip. `:sngan`, the default, is a residual pair
 with conditional batch norm and a projection discriminator, five of whose updates go with one of the generator; `:dcgan`
-is the student project's kind of pair, whose discriminator is trained alone first. Your own labelled folders:
---config.data.classes='()' --config.data.resize=32. No score is given here, for none has been trained to the end yet.
+is the student project's kind of pair, whose discriminator is trained alone first. Your own labelled folders are
+configs/labelled.py. No score is given here, for none has been trained to the end yet.
 """
 
 from configs import default

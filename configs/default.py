@@ -152,6 +152,7 @@ def _add_data(config: ConfigDict) -> None:
     config.data.split_seed = 0  # apart from `seed`, so that repeated trainings are scored on the same images
     config.data.limit = (None, None, None)  # at most so many examples (tiles) of train, val, test, evenly spread
 
+    config.data.square = False  # take the central square of each image first
     config.data.grid = (1, 1)  # rows and columns that each image is cut into
     config.data.tile_size = optional(int)  # or tiles of so many pixels; None: whole images
     config.data.tile_overlap = 0  # of neighbouring tiles, pixels
@@ -165,6 +166,7 @@ def _add_data(config: ConfigDict) -> None:
     config.data.mixup = 0.0  # probability of mixing in a second example
     config.data.cut_blur = 0.0  # probability of exchanging a rectangle of input and target in the input
 
+    config.data.balanced = False  # training sees all classes equally often, whatever their numbers of images
     config.data.cache_mb = 1024  # MiB of decoded images kept in memory
     config.data.threads = optional(int)  # that decode; None: one a core
     config.data.prefetch = 4  # batches made ahead

@@ -138,7 +138,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 # Others that are read, whose values the tables of their choices check, or any will do.
 _CHOICES = {'conv_form', 'dtype', 'degrade.name', 'generator.name', 'discriminator.name', 'norm.sync', 'gan.mode'}
-_CHOICES |= {'gan.augment', 'eval.lpips', 'eval.dropout'}
+_CHOICES |= {'gan.augment', 'eval.lpips', 'eval.dropout', 'data.square', 'data.balanced'}
 
 # Keys that may be None; of each pair of lengths, one is.
 _OPTIONAL = {'init_from', 'data.dir', 'data.tile_size', 'data.resize', 'data.threads', 'eval.crop_size'}
@@ -229,10 +229,16 @@ def _check_losses(config: ml_collections.ConfigDict) -> list[str]:
 def _check_conditions(config: ml_collections.ConfigDict) -> list[str]:
     """Finds what does not go with conditions that are labels, or with those that are images."""
     network, values = config.generator.name, flatten(config.to_dict())
+    without: dict[str, Any]
     if not takes_labels(config):
         if config.gan.weight and config.discriminator.name in FROM_LABELS:
             return [f'discriminator.name={config.discriminator.name}: it judges by labels, but {network} takes images']
-        return [] if not config.data.classes else [f'data.classes: generator.name={network} takes images; expected ()']
+        without = {'data.classes': (), 'data.balanced': False}
+        return [
+            f'{key}={values[key]}: generator.name={network} takes images, not labels; expected {none}'
+            for key, none in without.items()
+            if values[key] != none
+        ]
     problems = [] if config.gan.weight else ['gan.weight=0: without a discriminator nothing says what labels look like']
     if config.discriminator.name not in FROM_LABELS:
         known = ', '.join(sorted(FROM_LABELS))
@@ -240,9 +246,7 @@ def _check_conditions(config: ml_collections.ConfigDict) -> list[str]:
             f'discriminator.name={config.discriminator.name}: generator.name={network} makes images from labels; '
             f'expected one of {known}'
         )
-    without: dict[str, Any] = dict.fromkeys(
-        [key for key in values if key.startswith('loss.') and key.endswith('.weight')], 0
-    )
+    without = dict.fromkeys([key for key in values if key.startswith('loss.') and key.endswith('.weight')], 0)
     without |= {'degrade.name': 'none', 'data.mixup': 0, 'data.cut_blur': 0, 'gan.feature_weight': 0}
     without |= {'train.patience': None, 'eval.lpips': 'none'}
     problems += [

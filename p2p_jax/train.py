@@ -39,7 +39,7 @@ _IN_FLIGHT = 16
 
 # A resumed training must not change these: the networks, or the data that scores were measured on.
 _FIXED_DATA = ('split', 'split_seed', 'own_split', 'limit', 'direction', 'channels', 'classes')
-_FIXED_CUTS = ('grid', 'tile_size', 'tile_overlap', 'resize')
+_FIXED_CUTS = ('square', 'grid', 'tile_size', 'tile_overlap', 'resize')
 _FIXED = ('generator', 'discriminator', 'value_range', 'seed', *(f'data.{key}' for key in (*_FIXED_DATA, *_FIXED_CUTS)))
 _FIXED_SWITCHES = ('gan.weight', 'ema.decay')  # zero or not decides what the state holds
 
@@ -354,6 +354,7 @@ def _data(config: ml_collections.ConfigDict, splits: Splits) -> TrainData:
         batch_size=config.train.batch_size,
         channels=config.data.channels,
         labels=takes_labels(config),
+        balanced=config.data.balanced,
         augmentation=Augmentation(**{f.name: config.data[f.name] for f in dataclasses.fields(Augmentation)}),
         seed=config.seed,
         cache_mb=config.data.cache_mb,

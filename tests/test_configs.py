@@ -31,6 +31,8 @@ def test_every_config_is_complete_locked_and_means_something(name):
     assert config.is_locked
     with pytest.raises(AttributeError):
         config.optm = 1
+    if takes_labels(config):
+        config.data.classes = config.data.classes or ('those', 'found')
     job = build_job(config, 10)
     assert job.generator is not None
     assert config.data.layout in {AUTO, *LAYOUTS}
@@ -74,6 +76,7 @@ TRAINED = {
     'facades': trees.side_by_side,
     'inria:instance': trees.inria,
     'inria:l1': trees.inria,
+    'labelled': trees.classes,
     'pairs': trees.split_pairs,
     'polyu': trees.polyu,
     'sample': None,
@@ -88,7 +91,8 @@ ELSEWHERE = {'inria:vgg', 'inria:vgg_scores'}
 def shrink(config):
     """Makes a configuration that trains in seconds of one that takes days: fewer pixels, channels, layers, steps."""
     # SNGAN has no smaller size.
-    config.data.update(crop_size=32 if config.generator.name == 'sngan' else 16, resize=config.data.resize and 16)
+    size = 32 if config.generator.name == 'sngan' else 16
+    config.data.update(crop_size=size, resize=config.data.resize and size)
     config.data.classes = ()
     config.gan.update(pretrain_steps=min(config.gan.pretrain_steps, 1), d_steps=1)
     if config.data.tile_size:

@@ -33,8 +33,8 @@ def splits_of(config, names=SPLITS):
 
 def batches(splits, channels=3, labels=False):
     augmentation = Augmentation(crop_size=16, flip=True, rotate=True)
-    options = dict(batch_size=4, channels=channels, labels=labels, seed=0, cache_mb=1, threads=2, prefetch=2)
-    options['shard'] = Shard()
+    options = dict(batch_size=4, channels=channels, labels=labels, balanced=False, seed=0)
+    options |= dict(cache_mb=1, threads=2, prefetch=2, shard=Shard())
     data = TrainData(splits['train'], augmentation=augmentation, **options)
     return [data.batch(number) for number in range(3)]
 

@@ -31,6 +31,7 @@ ORDER = [
     'p2p_jax.data.camera',
     'p2p_jax.data.degrade',
     'p2p_jax.data.builders',
+    'p2p_jax.data.order',
     'p2p_jax.data.pipeline',
     'p2p_jax.data',
     'p2p_jax.models.layers',

@@ -71,6 +71,7 @@ def ours(folder: Path) -> Iterator[int]:
         batch_size=BATCH,
         channels=3,
         labels=False,
+        balanced=False,
         augmentation=Augmentation(CROP, flip=True, rotate=False),
         seed=0,
         cache_mb=0,

@@ -32,6 +32,7 @@ _WHOLE = Selection(
     grid=(1, 1),
     tile_size=None,
     tile_overlap=0,
+    square=False,
     resize=None,
 )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from p2p_jax.data import images
+from p2p_jax.data import images, order
 from p2p_jax.data.records import Record, in_threads, workers
 from p2p_jax.data.sources import Source
 
@@ -134,7 +134,7 @@ class TrainData:
     """Training batches as a pure function of (seed, batch number): there is no iterator state to save.
 
     Batch n holds the examples n·B … n·B + B - 1 of an endless sequence that is one global permutation of the records
-    an epoch. Another number of processes continues the same sequence.
+    an epoch, or has all classes equally often. Another number of processes continues the same sequence.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class TrainData:
         batch_size: int,
         channels: int,
         labels: bool,
+        balanced: bool,
         augmentation: Augmentation,
         seed: int,
         cache_mb: int,
@@ -157,6 +158,7 @@ class TrainData:
           batch_size: examples of a global batch.
           channels: of the images, 1 or 3.
           labels: whether conditions are the labels.
+          balanced: whether all classes are seen equally often, whatever their numbers of records.
           augmentation: what is done to an example.
           seed: of order and augmentation.
           cache_mb: budget for decoded images, in MiB.
@@ -174,10 +176,10 @@ class TrainData:
         count = workers(threads)
         self._options = grain.ReadOptions(num_threads=count, prefetch_buffer_size=max(prefetch, count))
         self._positions = shard.of(batch_size)
-        self._order = functools.lru_cache(maxsize=4)(self._permutation)
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, epoch)).permutation(len(self._records))
+        if balanced:
+            self._order = order.balanced([record.label for record in records if record.label is not None], seed)
+        else:
+            self._order = order.shuffled(len(records), seed)
 
     def _crops(self, record: Record, random: np.random.Generator) -> list[np.ndarray]:
         """Input, where there is one, and target of an example: cropped, in the set's format."""
@@ -186,8 +188,7 @@ class TrainData:
 
     def record(self, number: int, position: int) -> Record:
         """Returns the record of a place in a global batch."""
-        epoch, place = divmod(number * self._batch_size + position, len(self._records))
-        return self._records[self._order(epoch)[place]]
+        return self._records[self._order(number * self._batch_size + position)]
 
     def example(self, number: int, position: int) -> list[np.ndarray]:
         """Returns input, where there is one, and target of a place in a global batch: integers (crop, crop, c)."""

@@ -109,6 +109,7 @@ class Selection:
       limit: at most so many examples of train, val and test, evenly spread; None takes all.
       direction: 'AtoB', or 'BtoA' to exchange input and target.
       mask_values: the values that masks, side A, may have; empty where A is no mask.
+      square: take the central square of each image first.
       grid: (rows, columns) that each image is cut into.
       tile_size: height and width of tiles in pixels; None leaves the images whole.
       tile_overlap: of neighbouring tiles, in pixels.
@@ -121,6 +122,7 @@ class Selection:
     limit: tuple[int | None, int | None, int | None]
     direction: str
     mask_values: tuple[int, ...]
+    square: bool
     grid: tuple[int, int]
     tile_size: int | None
     tile_overlap: int
@@ -316,22 +318,24 @@ def cut(record: Record, selection: Selection) -> list[Record]:
 
     Args:
       record: whole, with its size.
-      selection: `grid`, `tile_size`, `tile_overlap`, `resize`, and `mask_values` with `direction`, for masks are
-        resized without mixing their values.
+      selection: `square`, `grid`, `tile_size`, `tile_overlap`, `resize`, and `mask_values` with `direction`, for masks
+        are resized without mixing their values.
     """
-    height, width = record.size
+    whole = record.size
+    height, width = (min(whole), min(whole)) if selection.square else whole
     tall, wide = height // selection.grid[0], width // selection.grid[1]
     boxes = [(r * tall, c * wide, tall, wide) for r in range(selection.grid[0]) for c in range(selection.grid[1])]
     if selection.tile_size:
         tall, wide = min(selection.tile_size, height), min(selection.tile_size, width)
         step = selection.tile_size - selection.tile_overlap
-        tops, lefts = ([*range(0, whole - part, step), whole - part] for whole, part in ((height, tall), (width, wide)))
+        tops, lefts = ([*range(0, side - part, step), side - part] for side, part in ((height, tall), (width, wide)))
         boxes = [(top, left, tall, wide) for top in tops for left in lefts]
     size = (selection.resize, selection.resize) if selection.resize else None
     mask = 'target' if selection.direction == 'BtoA' else 'input'
     tiles = []
-    for box in boxes:
-        part = None if box == (0, 0, height, width) else box
+    top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
+    for box in [(top + y, left + x, tall, wide) for y, x, tall, wide in boxes]:
+        part = None if box == (0, 0, *whole) else box
         sides = {
             side: dataclasses.replace(
                 source, box=source.inside(part), size=size, nearest=bool(selection.mask_values) and side == mask
@@ -342,7 +346,7 @@ def cut(record: Record, selection: Selection) -> list[Record]:
         tiles.append(
             dataclasses.replace(
                 record,
-                name=f'{record.name}@{box[0]},{box[1]}' if part else record.name,
+                name=f'{record.name}@{box[0]},{box[1]}' if part and len(boxes) > 1 else record.name,
                 target=sides['target'],
                 input=sides.get('input'),
                 size=size or box[2:],

@@ -29,7 +29,8 @@ def splits(pairs):
 def train_data(records, *, shard=None, crop_size=16, flip=True, rotate=True, **options):
     extra = {key: options.pop(key) for key in ('permute_channels', 'jitter', 'mixup') if key in options}
     augmentation = Augmentation(crop_size, flip, rotate, **extra)
-    options = dict(batch_size=4, channels=3, labels=False, seed=7, cache_mb=1, threads=2, prefetch=2) | options
+    data = dict(batch_size=4, channels=3, labels=False, balanced=False, seed=7)
+    options = data | dict(cache_mb=1, threads=2, prefetch=2) | options
     return TrainData(records, shard=shard or Shard(), augmentation=augmentation, **options)
 
 

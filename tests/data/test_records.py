@@ -112,6 +112,16 @@ def test_the_halves_of_a_picture_are_cut_each_by_itself(tmp_path, changes):
             np.testing.assert_array_equal(getattr(tile, side).read(), expected.target.read())
 
 
+def test_the_central_square_is_taken_before_anything_else(record):
+    (tile,) = tiles_of(record, square=True)
+    assert (tile.name, tile.size, tile.scale) == ('a', (50, 50), 1)
+    np.testing.assert_array_equal(tile.target.read(), record.target.read()[:, 10:60])
+    (small,) = tiles_of(record, square=True, resize=25)
+    assert (small.size, small.scale) == ((25, 25), 0.5)  # of equal sides: nothing is stretched
+    parts = tiles_of(record, square=True, grid=(2, 2))
+    np.testing.assert_array_equal(parts[3].target.read(), record.target.read()[25:, 35:60])
+
+
 def test_resizing_keeps_the_values_of_masks(record):
     (tile,) = tiles_of(record, resize=24, mask_values=(0, 255))
     assert tile.size == (24, 24) == tile.target.read().shape[:2]
