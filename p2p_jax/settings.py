@@ -233,11 +233,11 @@ def _check_conditions(config: ml_collections.ConfigDict) -> list[str]:
     if not takes_labels(config):
         if config.gan.weight and config.discriminator.name in FROM_LABELS:
             return [f'discriminator.name={config.discriminator.name}: it judges by labels, but {network} takes images']
-        without = {'data.classes': (), 'data.balanced': False}
+        without = {'data.classes': (), 'data.balanced': False}  # a restored configuration has lists
         return [
             f'{key}={values[key]}: generator.name={network} takes images, not labels; expected {none}'
             for key, none in without.items()
-            if values[key] != none
+            if values[key]
         ]
     problems = [] if config.gan.weight else ['gan.weight=0: without a discriminator nothing says what labels look like']
     if config.discriminator.name not in FROM_LABELS:

@@ -1,16 +1,13 @@
 """Training: find the data, build or restore the state, loop, report."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import json
 import logging
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import ml_collections
@@ -19,75 +16,21 @@ from clu import parameter_overview
 
 from p2p_jax import datasets, finetune, inference, report
 from p2p_jax.checkpoint import Checkpoints, replicate
-from p2p_jax.data import images
-from p2p_jax.data.pipeline import Augmentation, Shard, TrainData, split_over_devices
+from p2p_jax.data.pipeline import Augmentation, Shard, TrainData
 from p2p_jax.data.records import SPLITS, Splits
-from p2p_jax.evaluate import build_evaluator, describe, evaluate_model
+from p2p_jax.evaluate import build_evaluator, evaluate_model
 from p2p_jax.generate import build_sampler
-from p2p_jax.job import AXIS, Job, build_job, training_size
+from p2p_jax.job import Job, build_job, training_size
 from p2p_jax.lookup import UserError, shortlist
+from p2p_jax.loop import Lengths, Run, say
 from p2p_jax.settings import check, flatten, takes_labels
 from p2p_jax.state import TrainState
-from p2p_jax.steps import after_evaluation, train_step
-
-if TYPE_CHECKING:
-    from clu.metric_writers import MetricWriter
-
-# Steps that may wait on the device: enough that it never starves, few enough that batches do not pile up there.
-# Several forced CPU devices deadlock when many collectives are queued, which this prevents as well.
-_IN_FLIGHT = 16
 
 # A resumed training must not change these: the networks, or the data that scores were measured on.
 _FIXED_DATA = ('split', 'split_seed', 'own_split', 'limit', 'direction', 'channels', 'classes')
 _FIXED_CUTS = ('square', 'grid', 'tile_size', 'tile_overlap', 'resize')
 _FIXED = ('generator', 'discriminator', 'value_range', 'seed', *(f'data.{key}' for key in (*_FIXED_DATA, *_FIXED_CUTS)))
 _FIXED_SWITCHES = ('gan.weight', 'ema.decay')  # zero or not decides what the state holds
-
-
-def length_in_steps(config: ml_collections.ConfigDict, key: str, steps_per_epoch: int) -> int:
-    """Returns a length that the configuration gives either in steps or in epochs.
-
-    Args:
-      config: complete.
-      key: of the pair without its ending, for example 'train.' or 'log.every_'.
-      steps_per_epoch: generator updates an epoch.
-
-    Raises:
-      UserError: both are given, or neither, or less than 1.
-    """
-    section, _, prefix = key.partition('.')
-    steps, epochs = config[section][f'{prefix}steps'], config[section][f'{prefix}epochs']
-    given = f'{key}steps={steps} and {key}epochs={epochs}'
-    if (steps is None) == (epochs is None):
-        raise UserError(f'{given}: give one of them and set the other to None')
-    if (epochs if steps is None else steps) < 1:
-        raise UserError(f'{given}: expected at least 1')
-    return epochs * steps_per_epoch if steps is None else steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """All lengths of a training in steps: its total, and the intervals of logging, evaluation and checkpoints."""
-
-    total: int
-    log: int
-    evaluate: int
-    save: int
-
-    @classmethod
-    def of(cls, config: ml_collections.ConfigDict, examples: int) -> 'Lengths':
-        """Converts the lengths of a configuration for a training set of so many examples.
-
-        An epoch is a pass over them, of which D's further updates take their share.
-        """
-        batches = config.gan.d_steps if config.gan.weight else 1
-        per_epoch = math.ceil(examples / (config.train.batch_size * batches))
-        return cls(
-            length_in_steps(config, 'train.', per_epoch),
-            length_in_steps(config, 'log.every_', per_epoch),
-            length_in_steps(config, 'eval.every_', per_epoch),
-            length_in_steps(config, 'checkpoint.every_', per_epoch),
-        )
 
 
 def check_resume(stored: dict[str, Any], given: dict[str, Any], workdir: Path) -> list[str]:
@@ -124,192 +67,6 @@ def _check_batch(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _say(line: str) -> None:
-    """Prints for people, from one process only, at once also where the output is a file."""
-    if jax.process_index() == 0:
-        print(line, flush=True)
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the progress line says: where training stands, how fast it is, when it will end."""
-
-    first: int
-    total: int
-    batch_size: int
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    marked: tuple[int, float] = (0, 0.0)
-    last_score: str = ''
-
-    def mark(self, step: int) -> None:
-        """Starts the clock of the next rate, after a step or whatever else took time."""
-        self.marked = (step, time.monotonic())
-
-    def rate(self, step: int) -> float:
-        """Returns images a second since the last mark, and marks."""
-        since, began = self.marked
-        self.mark(step)
-        return (step - since) * self.batch_size / (self.marked[1] - began)
-
-    def line(self, step: int, means: dict[str, float]) -> str:
-        """Returns the line for a step."""
-        left = (time.monotonic() - self.started) / max(step - self.first, 1) * (self.total - step)
-        losses = ' '.join(f'{k.removeprefix("loss/")} {v:.4g}' for k, v in means.items() if k.startswith('loss/'))
-        parts = [
-            f'step {step}/{self.total} ({step / self.total:.0%})',
-            f'ETA {report.duration(left)}',
-            f'{means["images_per_second"]:.1f} images/s',
-            losses,
-            self.last_score,
-        ]
-        return ' | '.join(part for part in parts if part)
-
-
-@dataclasses.dataclass
-class Run:
-    """A training that is ready to go."""
-
-    config: ml_collections.ConfigDict
-    job: Job
-    frozen: dict[str, Any]
-    lengths: Lengths
-    data: TrainData
-    evaluate: Callable[[Any], Any]
-    checkpoints: Checkpoints
-    writer: 'MetricWriter'
-    workdir: Path
-
-    def raise_on_fault(self, state: TrainState) -> None:
-        """Waits for the state; raises a UserError if a loss or gradient was not finite."""
-        fault = jax.device_get(state.fault)
-        if fault.step >= 0:
-            last = self.checkpoints.latest()
-            good = f'the last good checkpoint is that of step {last}' if last is not None else 'no checkpoint exists'
-            raise UserError(
-                f'step {fault.step}: {self.job.terms[fault.term]} became NaN or infinite first; '
-                f'{good} in {self.checkpoints.folder}. Nothing later was saved. A lower optim.lr may help.'
-            )
-
-    def log(self, progress: Progress, step: int, recent: list[dict[str, jax.Array]]) -> None:
-        """Writes the means of the metrics since the last log and prints the progress line."""
-        values = jax.device_get(recent)
-        # Not every step has every metric: D may start between two logs.
-        means = {name: float(np.mean([step[name] for step in values if name in step])) for name in values[-1]}
-        means['images_per_second'] = progress.rate(step)
-        self.writer.write_scalars(step, means)
-        _say(progress.line(step, means))
-
-    def validate(self, progress: Progress, step: int, state: TrainState) -> TrainState:
-        """Scores the state on the validation split, shows pictures, saves it with its score, and returns it.
-
-        What depends on the score changes at the regular evaluations only, so that it does not matter where a training
-        ended before it went on. Images from labels have no score.
-        """
-        self.raise_on_fault(state)
-        regular = step % self.lengths.evaluate == 0
-        if self.job.classes:
-            rows = self.evaluate(state.evaluated)
-            self.show(step, report.grid(rows, names=self.job.classes) if all(rows) else None)
-            state = after_evaluation(self.job, state, None) if regular else state
-            self.save(step, state)
-            return state
-        evaluation = self.evaluate(state.evaluated)
-        scores = evaluation.scores
-        psnr = scores['output']['psnr']
-        if not math.isfinite(psnr):
-            raise UserError(f'step {step}: the validation PSNR is {psnr}; not saved. A lower optim.lr may help.')
-        named = {f'val/{m}': value for m, value in scores['output'].items()}
-        named |= {f'val/input_{m}': value for m, value in scores['input'].items()}
-        self.writer.write_scalars(step, named)
-        shown = evaluation.pictures
-        self.show(step, report.grid(shown, [*self.config.eval.names, 'target']) if shown else None)
-        _say(describe(self.config, f'validation at step {step}', evaluation))
-        progress.last_score = f'val {psnr:.2f} dB'
-        if regular:
-            state = after_evaluation(self.job, state, scores['output'])
-        self.save(step, state, psnr)
-        return state
-
-    def show(self, step: int, picture: np.ndarray | None) -> None:
-        """Writes a picture, where there is one, from one process only."""
-        if picture is not None and jax.process_index() == 0:
-            self.writer.write_images(step, {'val': picture[None]})
-            images.write_image(self.workdir / 'samples' / f'{step:07}.png', picture)
-
-    def stopped(self, state: TrainState) -> bool:
-        """Whether `train.patience` is at its end, and says so."""
-        patience, stalled = self.config.train.patience, int(state.stalled)
-        if patience is None or stalled < patience:
-            return False
-        _say(
-            f'train.patience={patience}: {stalled} evaluations in a row without a better PSNR than '
-            f'{float(state.best_psnr):.2f} dB; ended at step {int(state.step)}'
-        )
-        return True
-
-    def save(self, step: int, state: TrainState, psnr: float | None = None) -> None:
-        """Saves a state that is known to be finite; the log reaches the disk before it."""
-        self.raise_on_fault(state)
-        self.writer.flush()
-        self.checkpoints.save(state, step, self.config.to_dict(), psnr)
-
-    def watch_pretraining(self, state: TrainState, step: int, recent: list[dict[str, jax.Array]]) -> None:
-        """Says how far D is, where it is trained alone for longer than a log interval."""
-        adversary = self.job.adversary
-        assert adversary
-        alone, count = len(recent), adversary.pretrain_steps
-        if step == adversary.start_step + 1 and alone % self.lengths.log == 0 and alone <= count:
-            losses = {name: float(recent[-1][f'loss/{name}']) for name in ('d_real', 'd_generated')}
-            shown = ' '.join(f'{name} {value:.4g}' for name, value in losses.items())
-            _say(f'step {step - 1}: discriminator alone, update {alone} of {count} | {shown}')
-            self.raise_on_fault(state)
-
-    def loop(self, state: TrainState) -> None:
-        """Trains to the end. Nothing in here waits for the device but at the intervals."""
-        first, lengths = int(state.step), self.lengths
-        plan = list(self.job.phases(first, lengths.total))
-        steps = {
-            phase: jax.pmap(
-                functools.partial(train_step, self.job, phase),
-                axis_name=AXIS,
-                in_axes=(None, 0, None),
-                out_axes=(None, None),
-                donate_argnums=0,
-            )
-            for phase in {phase for _, phase in plan}
-        }
-        progress = Progress(first, lengths.total, self.config.train.batch_size)
-        recent: list[dict[str, jax.Array]] = []
-        in_flight: collections.deque[jax.Array] = collections.deque()
-        batches = self.data.batches(int(state.batch), len(plan))
-        for (step, phase), batch in zip(plan, batches, strict=True):
-            local = split_over_devices(batch, jax.local_device_count())
-            state, metrics = steps[phase](state, local, self.frozen)
-            recent.append(metrics)
-            in_flight.append(jax.tree.leaves(metrics)[0])
-            if len(in_flight) > _IN_FLIGHT:
-                in_flight.popleft().block_until_ready()
-            if not progress.marked[1]:
-                in_flight[-1].block_until_ready()
-                _say(f'first step after {report.duration(time.monotonic() - progress.started)}, compilation included')
-                progress.first, progress.started = step, time.monotonic()
-                progress.mark(step)
-            if phase == 'discriminator':
-                self.watch_pretraining(state, step, recent)
-                continue
-            if step % lengths.log == 0 or step == lengths.total:
-                self.log(progress, step, recent)
-                recent = []
-                self.raise_on_fault(state)
-            if step % lengths.evaluate == 0 or step == lengths.total:
-                state = self.validate(progress, step, state)
-                progress.mark(step)
-                if self.stopped(state):
-                    return
-            elif step % lengths.save == 0:
-                self.save(step, state)
-
-
 def _log_to_file(workdir: Path) -> contextlib.ExitStack:
     """Sends the log, CLU's and Orbax's included, to `train.log` while the context lasts; one file a process."""
     process = f'.{jax.process_index()}' if jax.process_index() else ''
@@ -341,10 +98,10 @@ def _initial_state(job: Job, config: ml_collections.ConfigDict, checkpoints: Che
     step = checkpoints.latest()
     if step is None:
         state = jax.jit(create)()
-        return replicate(finetune.initialise(state, Path(config.init_from), _say) if config.init_from else state)
+        return replicate(finetune.initialise(state, Path(config.init_from), say) if config.init_from else state)
     for line in check_resume(checkpoints.config(step), config.to_dict(), workdir):
-        _say(f'changed since the checkpoint: {line}')
-    _say(f'{workdir}: resuming at step {step}')
+        say(f'changed since the checkpoint: {line}')
+    say(f'{workdir}: resuming at step {step}')
     return checkpoints.restore(step, jax.eval_shape(create))
 
 
@@ -385,8 +142,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     _check_batch(config)
     if config.init_from and not Path(config.init_from).exists():
         raise UserError(f'init_from={config.init_from}: no such model file or workdir')
-    splits = datasets.find_splits(config, SPLITS, _say)
-    _say(datasets.describe(splits))
+    splits = datasets.find_splits(config, SPLITS, say)
+    say(datasets.describe(splits))
     datasets.check_stored_splits(workdir, splits)
     config = datasets.with_classes(config, splits)
     lengths = Lengths.of(config, len(splits['train']))
@@ -417,12 +174,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 parameters = {'generator': parameter_overview.count_parameters(state.generator.params)}
                 if state.discriminator:
                     parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
-                _say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
-                _say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
+                say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
+                say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
                 run = Run(config, job, frozen, lengths, _data(config, splits), evaluate, checkpoints, writer, workdir)
                 run.loop(state)
     if job.classes:
-        _say(f'pictures of each class: {workdir / "samples"}')
+        say(f'pictures of each class: {workdir / "samples"}')
         return
     best = inference.load(workdir, 'best')
     evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png')

@@ -77,6 +77,7 @@ ORDER = [
     'p2p_jax.sidd',
     'p2p_jax.finetune',
     'p2p_jax.writers',
+    'p2p_jax.loop',
     'p2p_jax.train',
     'p2p_jax.main',
 ]

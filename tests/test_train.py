@@ -14,10 +14,11 @@ from p2p_jax.datasets import find_splits
 from p2p_jax.evaluate import build_evaluator, evaluate_model
 from p2p_jax.job import build_job, training_size
 from p2p_jax.lookup import UserError
+from p2p_jax.loop import Progress, length_in_steps
 from p2p_jax.predict import predict
 from p2p_jax.predictor import PredictOptions
 from p2p_jax.settings import check
-from p2p_jax.train import Progress, check_resume, length_in_steps, train
+from p2p_jax.train import check_resume, train
 from tests.conftest import picture, small_config, write_pairs
 
 pytestmark = pytest.mark.usefixtures('fresh_caches')
