@@ -1,5 +1,6 @@
 """Images from labels, written to files."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,41 @@ def build_sampler(
         return made[:count]
 
     return sample
+
+
+def _on_sphere(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
+    """What lies between two noises, as long as noise is: spherical interpolation (Shoemake 1985; White 2016)."""
+    cosine = jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    return (jnp.sin((1 - share) * angle) * a + jnp.sin(share * angle) * b) / jnp.sin(angle)
+
+
+def interpolate(job: Job, variables: Any, count: int, seed: int) -> dict[str, list[list[np.ndarray]]]:
+    """Makes images on the way from label to label, and from noise to noise.
+
+    Args:
+      job: that makes images from labels.
+      variables: of the generator.
+      count: of images in each row, ends included; at least 2.
+      seed: of the noise.
+
+    Returns:
+      'labels': a row for each class, of one noise, from this class to the next, the last to the first; none where there
+      is one class. 'noises': a row for each class, from one noise to another. Images are (h, w, c) in [0, 1].
+    """
+    make = jax.jit(lambda labels, noise: job.apply(variables, (labels, noise)))
+    shares, classes = jnp.linspace(0, 1, count), len(job.classes)
+    base, kinds = jax.random.key(seed), jnp.eye(classes)
+    rows: dict[str, list[list[np.ndarray]]] = {'labels': [], 'noises': []}
+    for kind in range(classes):
+        keys = jax.vmap(lambda i, kind=kind: jax.random.fold_in(jax.random.fold_in(base, kind), i))(jnp.arange(2))
+        _, (first, second) = job.given(jnp.full(2, kind), keys)
+        if classes > 1:
+            mixed = jax.vmap(lambda s, kind=kind: (1 - s) * kinds[kind] + s * kinds[(kind + 1) % classes])(shares)
+            rows['labels'].append(list(np.asarray(make(mixed, jnp.tile(first, (count, 1))))))
+        noises = jax.vmap(functools.partial(_on_sphere, first, second))(shares)
+        rows['noises'].append(list(np.asarray(make(jnp.tile(kinds[kind], (count, 1)), noises))))
+    return rows
 
 
 def generate(

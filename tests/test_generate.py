@@ -1,11 +1,13 @@
 """Images from labels: what they depend on, and what is written."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 from p2p_jax.data.images import read_image
-from p2p_jax.generate import build_sampler, generate
+from p2p_jax.generate import build_sampler, generate, interpolate
 from p2p_jax.inference import Model
 from p2p_jax.job import build_job
 from p2p_jax.lookup import UserError
@@ -48,6 +50,28 @@ def test_truncated_noise_is_that_of_a_truncated_normal(model):
     assert np.abs(noise).max() <= 0.5 and np.std(noise) == pytest.approx(0.2804, rel=0.02)  # scipy.stats.truncnorm
     whole = model.job.given(labels, keys)[1]
     assert np.std(whole) == pytest.approx(1, rel=0.02) and np.abs(whole).max() > 3
+
+
+def test_the_way_from_label_to_label_and_from_noise_to_noise(model):
+    rows = interpolate(model.job, model.variables, 5, seed=3)
+    ends = {label: sample(model, label, 2, 3, 2) for label in range(3)}
+    for label, (through_labels, through_noises) in enumerate(zip(rows['labels'], rows['noises'], strict=True)):
+        assert len(through_labels) == len(through_noises) == 5
+        # The ends are what `generate` makes of the same seed: this noise as the next label, the second noise.
+        np.testing.assert_allclose(through_labels[0], ends[label][0], atol=1e-5)
+        np.testing.assert_allclose(through_noises[0], ends[label][0], atol=1e-5)
+        np.testing.assert_allclose(through_noises[4], ends[label][1], atol=1e-5)
+        for row in (through_labels, through_noises):
+            steps = [np.abs(a - b).max() for a, b in itertools.pairwise(row)]
+            assert min(steps) > 0 and max(steps) < np.abs(row[0] - row[-1]).max()
+    of_next = model.job.apply(model.variables, (np.array([1]), noise_of(model, 0)))
+    np.testing.assert_allclose(rows['labels'][0][4], of_next[0], atol=1e-5)
+
+
+def noise_of(model, label):
+    """The noise of the first image of a label, seed 3."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), label), 0)
+    return model.job.given(np.array([label]), key[None])[1]
 
 
 def write(model, output, names=(), **changes):

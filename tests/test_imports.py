@@ -48,6 +48,7 @@ ORDER = [
     'p2p_jax.augment',
     'p2p_jax.metrics',
     'p2p_jax.intervals',
+    'p2p_jax.neighbours',
     'p2p_jax.baselines',
     'p2p_jax.losses',
     'p2p_jax.pretrained',

@@ -1,7 +1,8 @@
 """Class-conditional networks: images of a label and noise, and what judges an image by its label.
 
 A generator's condition is (labels, noise), int32 (n,) and float32 (n, latent); a discriminator's is the labels. With
-one class the labels have no influence and no parameters: the pair is an ordinary, unconditional GAN.
+one class the labels have no influence and no parameters: the pair is an ordinary, unconditional GAN. A generator's
+labels may also be float32 (n, classes), shares of the classes, for what lies between two of them.
 """
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from p2p_jax.lookup import UserError, pick
-from p2p_jax.models.layers import ACTIVATIONS, Style, check_options
+from p2p_jax.models.layers import ACTIVATIONS, Style, check_options, rows
 
 LABEL_INPUTS = ('embedding', 'one_hot')
 # Channels of SNGAN's networks in units of `width`, and how many blocks of the discriminator halve the size, as in the
@@ -33,10 +34,10 @@ def _check_dcgan(section: str, size: int, width: int, label_input: str, style: S
 def _encode(style: Style, label_input: str, labels: jax.Array, classes: int, features: int, std: float) -> jax.Array:
     """Returns labels as (n, classes) zeros and ones, or as (n, features) learned numbers that start as N(0, std)."""
     if label_input == 'one_hot':
-        return jax.nn.one_hot(labels, classes, dtype=style.dtype)
+        return jax.nn.one_hot(labels, classes, dtype=style.dtype) if labels.ndim == 1 else labels.astype(style.dtype)
     # Spectral norm, which bounds the slope by the image, has no part in it, and would make it too small to be seen.
     init = nn.initializers.normal(std)
-    return nn.Embed(classes, features, dtype=style.dtype, embedding_init=init, name='label')(labels)
+    return rows(nn.Embed(classes, features, dtype=style.dtype, embedding_init=init, name='label'), labels)
 
 
 class DCGANGenerator(nn.Module):
@@ -70,7 +71,7 @@ class DCGANGenerator(nn.Module):
         """Makes an image of each label and noise.
 
         Args:
-          condition: labels, int32 (n,), each below `classes`; noise, float32 (n, latent).
+          condition: labels, int32 (n,), each below `classes`, or their shares; noise, float32 (n, latent).
           train: whether batch norm uses the batch's statistics and updates the running ones; it also moves the
             spectral norm's power iteration on.
 

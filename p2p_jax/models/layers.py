@@ -448,7 +448,7 @@ class Style:
         Args:
           name: of the norm.
           x: (n, h, w, c).
-          labels: int32 (n,).
+          labels: int32 (n,), or float32 (n, classes), see `rows`.
           classes: number of classes; one makes it plain batch norm.
           train: whether the batch's statistics are used, or the running ones; either is that of all classes together.
         """
@@ -457,7 +457,7 @@ class Style:
         x = self.batch_norm(name, x, train=train, affine=False)
         # Spectral norm would divide a table of ones by the root of its size.
         scale, shift = (
-            nn.Embed(classes, x.shape[-1], dtype=self.dtype, embedding_init=init, name=f'{name}_{part}')(labels)
+            rows(nn.Embed(classes, x.shape[-1], dtype=self.dtype, embedding_init=init, name=f'{name}_{part}'), labels)
             for part, init in (('scale', self._init_scale), ('shift', nn.initializers.zeros))
         )
         return x * scale[:, None, None] + shift[:, None, None]
@@ -474,6 +474,19 @@ class Style:
         if self.norm in ('spectral', 'none'):
             return x
         raise ValueError(f'norm={self.norm!r}: expected one of {", ".join(NORMS)}')
+
+
+def rows(table: nn.Embed, labels: jax.Array) -> jax.Array:
+    """Returns the rows of a table that belong to labels, or what lies between them.
+
+    Args:
+      table: of as many rows as classes.
+      labels: int32 (n,); or float32 (n, classes), the shares with which the rows are mixed.
+
+    Returns:
+      (n, features).
+    """
+    return table(labels) if labels.ndim == 1 else labels.astype(table.dtype) @ table.embedding.astype(table.dtype)
 
 
 def reach_of(layers: Sequence[tuple[str, int]]) -> int:

@@ -162,6 +162,18 @@ def test_labels_count_and_other_examples_do_not(name):
     np.testing.assert_array_equal(run(network, variables, rest)[::2], a[::2])
 
 
+@pytest.mark.parametrize('name', [name for name in MAKERS if name.startswith('generator')])
+def test_shares_of_classes_lie_between_labels(name):
+    network, x = make(name)
+    variables = draw(network, x)
+    shares = jax.nn.one_hot(LABELS, CLASSES)
+    of_labels, of_shares, mixed = (
+        run(network, variables, (c, x[1])) for c in (LABELS, shares, 0.99 * shares + 0.01 / 3)
+    )
+    np.testing.assert_allclose(of_shares, of_labels, atol=1e-6)
+    assert 1e-6 < float(jnp.abs(mixed - of_labels).max()) < 0.1
+
+
 @pytest.mark.parametrize('name', NETWORKS)
 def test_gradients_reach_every_parameter_but_those_of_missing_classes(name):
     network, x = make(name)
