@@ -21,11 +21,11 @@ _SHOWN = 10  # images of each class in the grid
 
 def build_sampler(
     job: Job, batch_size: int, truncation: float | None = None
-) -> Callable[[Any, int, int, int], list[np.ndarray]]:
-    """Returns a function of the generator's variables, a label's number, a count and a seed that makes images of it.
+) -> Callable[[Any, int, range, int], list[np.ndarray]]:
+    """Returns a function of the generator's variables, a label's number, a range and a seed that makes images of it.
 
-    They are (h, w, c) in [0, 1]. Image i depends on seed, label and i alone, not on the batch size or on what else is
-    made.
+    They are those of the numbers in the range, (h, w, c) in [0, 1]. Image i depends on seed, label and i alone, not on
+    the batch size or on what else is made.
 
     Args:
       job: that makes images from labels.
@@ -38,15 +38,15 @@ def build_sampler(
     def make(variables: Any, labels: jax.Array, keys: jax.Array) -> jax.Array:
         return job.apply(variables, job.given(labels, keys, truncation))
 
-    def sample(variables: Any, label: int, count: int, seed: int) -> list[np.ndarray]:
+    def sample(variables: Any, label: int, numbers: range, seed: int) -> list[np.ndarray]:
         """Makes the images."""
         base = jax.random.fold_in(jax.random.key(seed), label)
         made: list[np.ndarray] = []
-        for first in range(0, count, batch_size):
+        for first in range(numbers.start, numbers.stop, batch_size):
             # Always a whole batch, for one program.
             keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.arange(first, first + batch_size))
             made += list(np.asarray(make(variables, jnp.full(batch_size, label, jnp.int32), keys)))
-        return made[:count]
+        return made[: len(numbers)]
 
     return sample
 
@@ -128,7 +128,7 @@ def generate(
     sample = build_sampler(model.job, batch_size, truncation)
     start, rows = time.monotonic(), []
     for done, (name, label) in enumerate(chosen.items(), 1):
-        made = sample(model.variables, label, count, seed)
+        made = sample(model.variables, label, range(count), seed)
         for image, path in zip(made, files[name], strict=True):
             images.write_image(path, np.rint(image * 255).astype(np.uint8))
         rows.append(made[:_SHOWN])

@@ -28,6 +28,7 @@ VIEW = 768  # pixels; the longest side of the large views
 PATCH = 48  # pixels; the side of the patch that is shown enlarged
 _QUALITY = 90
 _POINTS = 1000  # of a curve
+_SMALL = 640  # pixels; pictures up to so wide are shown twice as large
 _STOPS = 64  # colours of the error map's scale
 # The error that is white is the smallest of these that all errors but one in 200 stay below.
 _PEAKS = (8, 16, 32, 64, 128, 255)
@@ -77,7 +78,20 @@ METRICS |= {
     for name, metric in METRICS.items()
     if name != 'lpips'
 }
-
+METRICS |= {
+    'fid': Metric('FID', '', 2, False, 'Fréchet distance of Inception-v3 features (Heusel et al. 2017)'),
+    'kid': Metric(
+        'KID', '', 5, False, 'kernel distance of Inception-v3 features (Bińkowski et al. 2018); ± 1 standard deviation'
+    ),
+    'inception_score': Metric(
+        'IS', '', 2, True, 'Inception score (Salimans et al. 2016), mean of ten parts; ± 1 standard deviation'
+    ),
+    'frechet_vgg16': Metric('Fréchet, VGG16', '', 2, False, 'Fréchet distance of VGG16 features; no FID'),
+    'agreement': Metric('class agreement', '', 3, True, 'share in which a classifier sees the label that was asked for'),
+    'nearest': Metric(
+        'nearest', '', 4, True, 'median distance to the nearest training image, pixels in [0, 1], root mean square'
+    ),
+}
 
 # Name of a row (the input, a model, or 'gain') to metric to interval.
 Rows = Mapping[str, Mapping[str, Interval]]
@@ -88,6 +102,7 @@ class Summary:
     """What stands at the top of the page.
 
     Attributes:
+      heading: of the scores.
       rows: the scores over all examples; a row named 'gain' is printed with signs.
       breakdowns: attribute to its value to the scores over the examples that have it.
       names: what inputs and outputs are called, for example ('noisy', 'denoised').
@@ -95,6 +110,7 @@ class Summary:
       notes: one paragraph each.
     """
 
+    heading: str
     rows: Rows
     breakdowns: Mapping[str, Mapping[str, Rows]]
     names: tuple[str, str]
@@ -140,6 +156,15 @@ class Example:
     attributes: Mapping[str, str]
     scores: Mapping[str, Mapping[str, float]]
     pictures: Pictures | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture of its own, uint8 (h, w, 3), with what it shows."""
+
+    title: str
+    caption: str
+    picture: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,6 +357,13 @@ def _curve(curve: Curve) -> dict[str, Any]:
     }
 
 
+def _figure(figure: Figure) -> dict[str, Any]:
+    source = _source('png', _file(Image.fromarray(figure.picture), 'PNG'))
+    width = figure.picture.shape[1]
+    width *= 1 if width > _SMALL else 2
+    return {'title': figure.title, 'caption': figure.caption, 'source': source, 'width': width}
+
+
 def _fill(title: str, content: Mapping[str, Any]) -> str:
     """Returns the template with a title, the JSON, and a policy that lets nothing else run or load."""
     template = _TEMPLATE.read_text(encoding='utf-8')
@@ -352,7 +384,13 @@ def _fill(title: str, content: Mapping[str, Any]) -> str:
 
 
 def render(
-    title: str, summary: Summary, examples: Sequence[Example], curves: Sequence[Curve], *, budget_mb: float
+    title: str,
+    summary: Summary,
+    examples: Sequence[Example],
+    curves: Sequence[Curve],
+    figures: Sequence[Figure] = (),
+    *,
+    budget_mb: float,
 ) -> str:
     """Returns the page.
 
@@ -361,6 +399,7 @@ def render(
       summary: the tables and what they mean.
       examples: all that were scored, those without pictures included.
       curves: of the training; none leaves the plots out.
+      figures: further pictures; they count towards the budget, and are all shown.
       budget_mb: the size of the page in megabytes (10⁶ bytes). Where the pictures of all examples would exceed it, the
         worst, the best and evenly spread ones between keep theirs, by the PSNR of the output.
 
@@ -377,12 +416,14 @@ def render(
     content = {
         'title': title,
         'names': list(summary.names),
+        'heading': summary.heading,
         'metrics': {name: dataclasses.asdict(METRICS[name]) for name in METRICS if name in used},
         'rows': _rows(summary.rows),
         'breakdowns': {a: {v: _rows(rows) for v, rows in values.items()} for a, values in summary.breakdowns.items()},
         'protocol': summary.protocol,
         'notes': list(summary.notes),
         'curves': [_curve(curve) for curve in curves if len(curve.steps)],
+        'figures': [_figure(figure) for figure in figures],
         'view': VIEW,
         'colours': error_colours(np.linspace(0, 1, _STOPS)[None], 1)[0].tolist(),
     }

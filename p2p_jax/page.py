@@ -10,7 +10,7 @@ from p2p_jax.intervals import Interval
 from p2p_jax.metrics import PROTOCOLS
 from p2p_jax.scoring import ImageResult, ModelResult
 
-_BUDGET = 30  # megabytes
+BUDGET = 30  # megabytes
 
 
 def curves(models: Sequence[Model | str]) -> list[html.Curve]:
@@ -21,6 +21,15 @@ def curves(models: Sequence[Model | str]) -> list[html.Curve]:
     """
     workdirs = [model.origin for model in models if not isinstance(model, str) and model.origin.is_dir()]
     return html.read_curves(workdirs[0]) if workdirs else []
+
+
+def save(path: Path, text: str) -> None:
+    """Writes a page, under a temporary name first, and says where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.tmp')
+    temporary.write_text(text, encoding='utf-8')
+    temporary.replace(path)
+    print(f'page: {path}')
 
 
 def _rows(results: Sequence[ModelResult], names: Sequence[str]) -> dict[str, dict[str, Interval]]:
@@ -66,14 +75,12 @@ def write(
     first = results[0]
     protocol = '\n'.join([*(row.text for row in PROTOCOLS.values()), summary.interval_text(first)])
     notes = [f'Pictures: {first.name}.'] if len(results) > 1 else []
-    about = html.Summary(_rows(results, names), _breakdowns(results, names), (names[0], names[1]), protocol, notes)
+    count = len(first.images)
+    heading = f'{count} example{"s" if count > 1 else ""}: mean [interval]'
+    about = html.Summary(heading, _rows(results, names), _breakdowns(results, names), (names[0], names[1]), protocol, notes)
     examples = []
     with report.progress_bar(len(first.images), 'pictures of the page') as bar:
         for image in first.images:
             examples.append(_example(image))
             bar.update()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(html.render(title, about, examples, curves, budget_mb=_BUDGET), encoding='utf-8')
-    temporary.replace(path)
-    print(f'page: {path}')
+    save(path, html.render(title, about, examples, curves, budget_mb=BUDGET))

@@ -5,6 +5,7 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -225,16 +226,18 @@ def describe(title: str, results: Sequence[ModelResult], names: Sequence[str], c
     return '\n'.join(lines)
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold: an interval becomes a dictionary, NaN becomes None."""
+def plain(value: Any) -> Any:
+    """Returns what JSON can hold: an interval becomes a dictionary, NaN becomes None."""
     if isinstance(value, Interval):
-        return _plain(value._asdict())
+        return plain(value._asdict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -271,7 +274,7 @@ def to_json(results: Sequence[ModelResult], count: int) -> dict[str, Any]:
             for i, image in enumerate(first.images)
         ],
     }
-    return _plain(content)
+    return plain(content)
 
 
 def versions() -> dict[str, str]:

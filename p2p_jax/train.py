@@ -125,7 +125,7 @@ def _rows(job: Job, config: ml_collections.ConfigDict) -> Callable[[Any], list[l
     """Returns a function of the generator's variables that makes a row of each class, of the same noise each time."""
     count = config.eval.pictures
     sample = build_sampler(job, max(count, 1))
-    return lambda variables: [sample(variables, label, count, config.seed) for label in range(len(job.classes))]
+    return lambda variables: [sample(variables, label, range(count), config.seed) for label in range(len(job.classes))]
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:

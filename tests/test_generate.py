@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 
 
 def sample(model, label, count, seed, batch_size):
-    return build_sampler(model.job, batch_size)(model.variables, label, count, seed)
+    return build_sampler(model.job, batch_size)(model.variables, label, range(count), seed)
 
 
 def test_an_image_depends_on_seed_label_and_number_alone(model):
