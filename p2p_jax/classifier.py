@@ -50,7 +50,8 @@ def _recognise(network: networks.Classifier, variables: Any, images: jax.Array) 
     """Labels of images, (n, h, w, 3) in [0, 1] to int32 (n,)."""
     shape = (len(images), network.size, network.size, 3)
     resized = images if images.shape == shape else jax.image.resize(images, shape, 'cubic')
-    return jnp.argmax(network.apply(variables, 2 * resized - 1, train=False), axis=-1)
+    scores: Any = network.apply(variables, 2 * resized - 1, train=False)
+    return jnp.argmax(scores, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

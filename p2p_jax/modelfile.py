@@ -145,9 +145,7 @@ def read_described(path: Path, flag: str, made: str) -> tuple[PyTree, dict[str, 
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f'{flag}={path}: truncated, or no safetensors file ({error})') from None
     if header is None:
-        raise UserError(
-            f'{flag}={path}: its header is not one of p2p_jax; it was written by something else. {made}'
-        )
+        raise UserError(f'{flag}={path}: its header is not one of p2p_jax; it was written by something else. {made}')
     content = json.loads(header)
     if content.pop('version') > VERSION:
         raise UserError(
