@@ -12,7 +12,7 @@ from p2p_jax import modelfile
 from p2p_jax.checkpoint import Checkpoints
 from p2p_jax.datasets import STORED as DATA
 from p2p_jax.job import Job, build_job, training_size
-from p2p_jax.lookup import UserError, pick, shortlist
+from p2p_jax.lookup import UserError, pick
 from p2p_jax.models.layers import STATISTICS
 from p2p_jax.state import TrainState
 
@@ -123,12 +123,5 @@ def load_file(path: Path) -> Model:
         config.generator[config.generator.name].norm = 'none'
     job = build_job(config, steps=1)
     shapes = jax.eval_shape(lambda: job.create_state(config.seed, training_size(config))).generator.variables
-    wanted, there = (
-        {jax.tree_util.keystr(place): leaf.shape for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (shapes, variables)
-    )
-    if wanted != there:
-        differing = [k for k in sorted(wanted.keys() | there.keys()) if wanted.get(k) != there.get(k)]
-        lines = [f'{k}: {there.get(k, "missing")} there, {wanted.get(k, "nothing")} wanted' for k in differing]
-        raise UserError(f'--model={path}: its weights do not fit its configuration:{shortlist(lines)}')
+    modelfile.check_fit(variables, shapes, f'--model={path}')
     return Model(config, job, jax.device_put(variables), facts.step, path, facts.scale)

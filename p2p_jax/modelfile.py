@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from p2p_jax import __version__
-from p2p_jax.lookup import UserError
+from p2p_jax.lookup import UserError, shortlist
 
 VERSION = 3
 _KEY = 'p2p_jax'  # of the header's entry
@@ -87,9 +88,33 @@ def write(path: Path, variables: PyTree, facts: Facts) -> None:
       variables: of the network, 'params' and 'batch_stats'.
       facts: what the header says.
     """
+    write_described(path, variables, dataclasses.asdict(facts))
+
+
+def read(path: Path) -> tuple[PyTree, Facts]:
+    """Returns the variables and the facts of a model file.
+
+    Raises:
+      UserError: it is missing, truncated, written by something else or by a newer version, or holds a classifier.
+    """
+    made = 'A model file is made by `python -m p2p_jax.main export`, or import_torch from weights of PyTorch.'
+    variables, content = read_described(path, '--model', made)
+    if 'kind' in content:
+        raise UserError(f'--model={path}: it holds a {content["kind"]}, which makes no images. {made}')
+    return variables, Facts(**content)
+
+
+def write_described(path: Path, variables: PyTree, content: dict[str, Any]) -> None:
+    """Writes arrays and what is to be known of them as one safetensors file, under a temporary name first.
+
+    Args:
+      path: of the file.
+      variables: arrays in dictionaries, whose keys have no `|`.
+      content: what the header says, beside the version of such files; 'kind' where it is no model file.
+    """
     flat = traverse_util.flatten_dict(variables, sep='|')
     arrays = {key: np.ascontiguousarray(value) for key, value in flat.items()}
-    header = {_KEY: json.dumps({'version': VERSION, **dataclasses.asdict(facts)})}
+    header = {_KEY: json.dumps({'version': VERSION, **content})}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -100,28 +125,51 @@ def write(path: Path, variables: PyTree, facts: Facts) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read(path: Path) -> tuple[PyTree, Facts]:
-    """Returns the variables and the facts of a model file.
+def read_described(path: Path, flag: str, made: str) -> tuple[PyTree, dict[str, Any]]:
+    """Returns the arrays and the content of a file of `write_described`.
+
+    Args:
+      path: of the file.
+      flag: that named it, for messages.
+      made: a sentence that says how such a file is made, for messages.
 
     Raises:
       UserError: it is missing, truncated, written by something else or by a newer version.
     """
     if not path.is_file():
-        raise UserError(f'--model={path}: no such file')
+        raise UserError(f'{flag}={path}: no such file')
     try:
         with safe_open(path, framework='numpy') as file:
             header = (file.metadata() or {}).get(_KEY)
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f'--model={path}: truncated, or no safetensors file ({error})') from None
+        raise UserError(f'{flag}={path}: truncated, or no safetensors file ({error})') from None
     if header is None:
-        raise UserError(
-            f'--model={path}: its header is not one of p2p_jax; it was written by something else. '
-            'A model file is made by `python -m p2p_jax.main export`, or import_torch from weights of PyTorch.'
-        )
+        raise UserError(f'{flag}={path}: its header is not one of p2p_jax; it was written by something else. {made}')
     content = json.loads(header)
     if content.pop('version') > VERSION:
         raise UserError(
-            f'--model={path}: written by p2p_jax {content["p2p_jax"]}, whose files this version cannot read; update it'
+            f'{flag}={path}: written by p2p_jax {content["p2p_jax"]}, whose files this version cannot read; update it'
         )
-    return traverse_util.unflatten_dict(arrays, sep='|'), Facts(**content)
+    return traverse_util.unflatten_dict(arrays, sep='|'), content
+
+
+def check_fit(variables: PyTree, shapes: PyTree, where: str) -> None:
+    """Compares arrays with those that a network has.
+
+    Args:
+      variables: that were read.
+      shapes: of the network, from `jax.eval_shape`.
+      where: they were read, for messages.
+
+    Raises:
+      UserError: other names or shapes.
+    """
+    wanted, there = (
+        {jax.tree_util.keystr(place): leaf.shape for place, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (shapes, variables)
+    )
+    if wanted != there:
+        differing = [k for k in sorted(wanted.keys() | there.keys()) if wanted.get(k) != there.get(k)]
+        lines = [f'{k}: {there.get(k, "missing")} there, {wanted.get(k, "nothing")} wanted' for k in differing]
+        raise UserError(f'{where}: its weights do not fit its configuration:{shortlist(lines)}')

