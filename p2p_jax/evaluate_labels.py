@@ -1,4 +1,4 @@
-"""The verb `evaluate` for generators of images from labels: how near what they make is to real images of the classes."""
+"""The verb `evaluate` for generators of images from labels: how near to real images of the classes theirs are."""
 
 import dataclasses
 import math
@@ -20,6 +20,7 @@ from p2p_jax.pretrained import PACKAGE
 from p2p_jax.sample_scores import Eyes, Result, Row, alone, score
 
 _SHOWN = 8  # images of each class that are looked at, and in each row from one to another
+_LEAST = 10  # samples; the inception score is a mean over so many parts
 _HELD_OUT = 256  # real images whose nearest training images are looked for
 _HOW = (
     'Equally many images of each label, rounded to 8 bits. These distances depend on the number of images: only equal '
@@ -108,11 +109,11 @@ def _check(models: Sequence[Model], options: Options) -> Options:
             raise UserError(f'{model.origin} and {first.origin} make images of different classes; evaluate them apart')
         if model.config.data.crop_size != first.config.data.crop_size:
             raise UserError(f'{model.origin} and {first.origin} make images of different sizes; evaluate them apart')
-    least = 2 * len(first.job.classes)
+    least = max(2 * len(first.job.classes), _LEAST)
     if options.samples < least or options.batch_size < 1:
         raise UserError(
-            f'--samples={options.samples} --batch={options.batch_size}: expected at least {least} samples, two of '
-            'each class, and a batch of at least 1'
+            f'--samples={options.samples} --batch={options.batch_size}: expected at least {least} samples, of each '
+            'class two, and a batch of at least 1'
         )
     if options.truncation is not None and options.truncation <= 0:
         raise UserError(f'--truncation={options.truncation}: expected more than 0')
@@ -273,9 +274,7 @@ def _write_page(
         'From label to label': ('One noise, from each class to the next.', ways['labels']),
         'From noise to noise': ('One label, along the sphere from one noise to another.', ways['noises']),
     }
-    figures = [
-        html.Figure(head, text, report.grid(grid, names=names)) for head, (text, grid) in shown.items() if grid
-    ]
+    figures = [html.Figure(head, text, report.grid(grid, names=names)) for head, (text, grid) in shown.items() if grid]
     by_class = {kind: {result.name: result.by_class[kind] for result in results} for kind in names}
     about = html.Summary('Scores', rows, {'class': by_class}, ('real', 'generated'), f'{title}\n{_HOW}', [])
     page.save(path, html.render(title, about, [], page.curves([model]), figures, budget_mb=page.BUDGET))

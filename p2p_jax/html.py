@@ -87,7 +87,9 @@ METRICS |= {
         'IS', '', 2, True, 'Inception score (Salimans et al. 2016), mean of ten parts; ± 1 standard deviation'
     ),
     'frechet_vgg16': Metric('Fréchet, VGG16', '', 2, False, 'Fréchet distance of VGG16 features; no FID'),
-    'agreement': Metric('class agreement', '', 3, True, 'share in which a classifier sees the label that was asked for'),
+    'agreement': Metric(
+        'class agreement', '', 3, True, 'share in which a classifier sees the label that was asked for'
+    ),
     'nearest': Metric(
         'nearest', '', 4, True, 'median distance to the nearest training image, pixels in [0, 1], root mean square'
     ),

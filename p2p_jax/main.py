@@ -286,7 +286,9 @@ def _evaluate_labels(models: list[Any], config: Any, output: Path | None, page: 
 
     given: dict[str, Any] = {'protocol': _PROTOCOL.value, 'split': _SPLIT.value, 'truncation': _TRUNCATION.value}
     given |= {'samples': _SAMPLES.value, 'seed': _SEED.value, 'batch_size': _batch_size()}
-    given |= {'inception': _INCEPTION.value, 'classifier': _file(_CLASSIFIER)} | ({'vgg': _VGG.value} if _VGG.value else {})
+    given |= {'inception': _INCEPTION.value, 'classifier': _file(_CLASSIFIER)} | (
+        {'vgg': _VGG.value} if _VGG.value else {}
+    )
     evaluate_labels(models, config, Options(**given), output, page)
 
 

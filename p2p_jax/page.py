@@ -77,7 +77,9 @@ def write(
     notes = [f'Pictures: {first.name}.'] if len(results) > 1 else []
     count = len(first.images)
     heading = f'{count} example{"s" if count > 1 else ""}: mean [interval]'
-    about = html.Summary(heading, _rows(results, names), _breakdowns(results, names), (names[0], names[1]), protocol, notes)
+    about = html.Summary(
+        heading, _rows(results, names), _breakdowns(results, names), (names[0], names[1]), protocol, notes
+    )
     examples = []
     with report.progress_bar(len(first.images), 'pictures of the page') as bar:
         for image in first.images:

@@ -1,4 +1,4 @@
-"""Scores of images that were made from labels: what trained networks see in them, against what they see in real ones."""
+"""Scores of images that were made from labels: what networks see in them, against what they see in real ones."""
 
 import dataclasses
 import math

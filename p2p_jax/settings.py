@@ -194,6 +194,8 @@ def optim_options(config: ml_collections.ConfigDict) -> dict[str, OptimOptions]:
 
 def least_scored(config: ml_collections.ConfigDict) -> tuple[int, str]:
     """Returns the least side of an image that can be scored, in pixels, and what asks for it."""
+    if takes_labels(config):
+        return config.data.crop_size, f'data.crop_size={config.data.crop_size}'
     needs = [(SSIM_WINDOW, f"SSIM's window of {SSIM_WINDOW} pixels")]
     score = build_lpips(config)
     if score:

@@ -60,7 +60,9 @@ def example(number: int, name: str | None = None, **changes) -> html.Example:
 
 def summary(**changes) -> html.Summary:
     rows = {'noisy': {'psnr': html.Interval(20.0, 19.5, 20.5)}, 'denoised': {'psnr': html.Interval(26.0, 25.0, 27.0)}}
-    whole = html.Summary('scores', rows, {'camera': {'camera 0': rows}}, ('noisy', 'denoised'), 'float\nclamped', ['a note'])
+    whole = html.Summary(
+        'scores', rows, {'camera': {'camera 0': rows}}, ('noisy', 'denoised'), 'float\nclamped', ['a note']
+    )
     return dataclasses.replace(whole, **changes)
 
 

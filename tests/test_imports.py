@@ -80,6 +80,8 @@ ORDER = [
     'p2p_jax.summary',
     'p2p_jax.page',
     'p2p_jax.evaluate',
+    'p2p_jax.sample_scores',
+    'p2p_jax.evaluate_labels',
     'p2p_jax.sidd',
     'p2p_jax.finetune',
     'p2p_jax.writers',
