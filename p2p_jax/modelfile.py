@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from p2p_jax import __version__
+from p2p_jax.files import write_file
 from p2p_jax.lookup import UserError
 
 VERSION = 3
@@ -90,14 +90,8 @@ def write(path: Path, variables: PyTree, facts: Facts) -> None:
     flat = traverse_util.flatten_dict(variables, sep='|')
     arrays = {key: np.ascontiguousarray(value) for key, value in flat.items()}
     header = {_KEY: json.dumps({'version': VERSION, **dataclasses.asdict(facts)})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        # Not `save_file`, whose files nobody else may read.
-        temporary.write_bytes(save(arrays, header))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not `save_file`, whose files nobody else may read.
+    write_file(path, save(arrays, header))
 
 
 def read(path: Path) -> tuple[PyTree, Facts]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2p_jax import html, report, summary
+from p2p_jax.files import write_file
 from p2p_jax.inference import Model
 from p2p_jax.intervals import Interval
 from p2p_jax.metrics import PROTOCOLS
@@ -72,8 +73,6 @@ def write(
         for image in first.images:
             examples.append(_example(image))
             bar.update()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(html.render(title, about, examples, curves, budget_mb=_BUDGET), encoding='utf-8')
-    temporary.replace(path)
+    page = html.render(title, about, examples, curves, budget_mb=_BUDGET)
+    write_file(path, page.encode())
     print(f'page: {path}')
