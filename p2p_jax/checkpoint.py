@@ -127,7 +127,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(
             self.folder,
-            item_names=('state', 'config', 'standing'),
+            item_names=('state', 'config', integrity.SINCE),
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 read_only=read_only,
@@ -230,7 +230,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_rewrap(state, jax.devices())),
                     config=ocp.args.JsonSave(config),
-                    standing=ocp.args.JsonSave(standing or {}),
+                    **{integrity.SINCE: ocp.args.JsonSave(standing or {})},
                 ),
                 metrics=None if psnr is None else {'psnr': psnr},
             )
@@ -248,8 +248,8 @@ class Checkpoints:
 
     def standing(self, step: int) -> dict[str, Any]:
         """Returns what was saved as such; empty for a checkpoint of a version that knew none."""
-        there = (self.folder / str(step) / 'standing').is_dir()
-        return self._read(step, 'standing', ocp.args.JsonRestore()) if there else {}
+        there = (self.folder / str(step) / integrity.SINCE).is_dir()
+        return self._read(step, integrity.SINCE, ocp.args.JsonRestore()) if there else {}
 
     def _read(self, step: int, item: str, how: Any) -> Any:
         try:

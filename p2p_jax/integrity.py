@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = 'manifest.json'
+SINCE = 'standing'  # part of all checkpoints that have a list
 # What Orbax still writes when the list is made already: the time of the commit, and that it was.
 _METADATA = '_CHECKPOINT_METADATA'
 _COMMITTED = 'commit_success.txt'
@@ -37,7 +38,7 @@ def seal(folder: Path) -> None:
       folder: of the checkpoint, under its temporary name.
     """
     content = {'sha256': {name: _digest(path) for name, path in _files(folder).items()}, 'metadata': _metadata(folder)}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + '\n')
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1))
 
 
 def find_damage(folder: Path) -> str | None:
@@ -52,7 +53,7 @@ def find_damage(folder: Path) -> str | None:
     """
     path = folder / MANIFEST
     if not path.exists():
-        return None
+        return f'{path} is missing' if (folder / SINCE).exists() else None
     try:
         content = json.loads(path.read_bytes())
         wanted, metadata = dict(content['sha256']), content['metadata']
