@@ -2,7 +2,7 @@
 
 python -m experiments.faults.kill_loop --job=gan --kills=50 --json=kills.json
 
-It prepares a data set and trains a small network on it by the command line, once without interruption; then the same
+It prepares a data set and trains a small network on it by the command line, twice without interruption; then the same
 with SIGKILL at random moments, started again after each, in as many rounds as it takes until all kills are used. At the
 end of each round the last checkpoint, metrics.jsonl and test.json are compared with those of the first run.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 
 _JOB = flags.DEFINE_enum('job', 'gan', ['gan', 'generator', 'labels'], 'What is trained.')
@@ -108,7 +108,8 @@ def start(command: list[str], log: Path, compiled: Path) -> subprocess.Popen[byt
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
 
 
-def _last_step(printed: str) -> int:
+def last_step(printed: str) -> int:
+    """Returns the last step that a training printed, or -1."""
     lines = [line for line in printed.splitlines() if line.startswith('step ') and '/' in line]
     return int(lines[-1].split()[1].partition('/')[0]) if lines else -1
 
@@ -120,7 +121,7 @@ def phase(workdir: Path, log: Path) -> str:
         return 'start-up'
     if list(workdir.glob('checkpoints/*.orbax-checkpoint-tmp')):
         return 'save'
-    step = _last_step(printed)
+    step = last_step(printed)
     if step > 0 and step % EVALUATE == 0 and not (workdir / 'samples' / f'{step:07}.png').exists():
         return 'evaluation'
     return 'test' if ' test examples …' in printed else 'step'
@@ -258,7 +259,7 @@ def table(kills: list[Kill]) -> str:
 
 
 def run(job: str, folder: Path, aims: list[str], steps: int = STEPS, seed: int = 0) -> tuple[list[Kill], list[str]]:
-    """Trains once without interruption and then, in rounds, with kills.
+    """Trains twice without interruption, of which the second finds all compiled, and then, in rounds, with kills.
 
     Args:
       job: a key of JOBS.
@@ -272,9 +273,12 @@ def run(job: str, folder: Path, aims: list[str], steps: int = STEPS, seed: int =
     """
     make_data(folder / 'files', labelled=job == 'labels')
     say = functools.partial(print, flush=True)
-    times = uninterrupted(job, folder, 'whole', steps)
-    say(f'uninterrupted: {times}')
-    left, chance, kills, found, number = collections.deque(aims), random.Random(seed), [], [], 0
+    uninterrupted(job, folder, 'whole', steps)
+    times = uninterrupted(job, folder, 'timed', steps)
+    found = differences(folder / 'whole', folder / 'timed')
+    say(f'uninterrupted: {times}; {"DIFFERENT: " + ", ".join(found) if found else "two of them equal"}')
+    left, chance, number = collections.deque(aims), random.Random(seed), 0
+    kills: list[Kill] = []
     while left:
         number += 1
         new = interrupted(job, folder, f'parts{number}', steps, left, times, chance)
@@ -290,6 +294,7 @@ def run(job: str, folder: Path, aims: list[str], steps: int = STEPS, seed: int =
 def main(argv: list[str]) -> int:
     """Runs it; exit code 1 where anything differs."""
     del argv
+    logging.set_verbosity('error')
     from p2p_jax import report
 
     with tempfile.TemporaryDirectory() as temporary:

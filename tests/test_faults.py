@@ -1,0 +1,44 @@
+"""A training that is asked to stop, then killed while it saves, ends as one that never was."""
+
+import shlex
+import signal
+import time
+
+from experiments.faults import kill_loop
+
+
+def test_stopped_and_killed_it_ends_as_if_it_had_not_been(tmp_path):
+    folder = tmp_path / 'größe 1'
+    kill_loop.make_data(folder / 'files', labelled=False)
+
+    def train(name):
+        command = kill_loop.commands('generator', folder, name, steps=24)[1]
+        command = [part.replace(f'{name}_data', 'files') for part in command]
+        return command, kill_loop.start(command, folder / f'{name}.log', tmp_path / 'compiled')
+
+    def printed():
+        return (folder / 'parts.log').read_text()
+
+    assert train('whole')[1].wait(200) == 0
+    command, process = train('parts')
+    while 'first step after' not in printed():
+        assert process.poll() is None, printed()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert process.wait(60) == 128 + signal.SIGTERM, printed()
+    assert time.monotonic() - began < 30
+    assert 'Traceback' not in printed()
+    again = printed().splitlines()[-1]
+    assert shlex.split(again) == ['python', *command[1:]]
+
+    command, process = train('parts')
+    assert kill_loop.wait_and_kill(
+        process, lambda: kill_loop.phase(folder / 'parts', folder / 'parts.log') == 'save', 0
+    )
+    assert process.returncode == -signal.SIGKILL
+
+    assert train('parts')[1].wait(200) == 0, printed()
+    assert 'resuming at step' in printed()
+    assert kill_loop.differences(folder / 'whole', folder / 'parts') == []
+    assert not list((folder / 'parts').rglob('*tmp'))
