@@ -25,6 +25,16 @@ _HINTS = {
 }
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the path to an OSError that has none: writing, unlike opening, does not say to which file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_file(path: Path, content: bytes, ready: Callable[[os.stat_result], None] = lambda _: None) -> None:
     """Writes a file under a temporary name first, so that no half file is left.
 
@@ -36,13 +46,10 @@ def write_file(path: Path, content: bytes, ready: Callable[[os.stat_result], Non
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        temporary.write_bytes(content)
+        with naming(path):
+            temporary.write_bytes(content)
         ready(temporary.stat())
         temporary.replace(path)
-    except OSError as error:
-        # A write, unlike an opening, does not say of which file.
-        error.filename = error.filename or str(path)
-        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -72,7 +79,11 @@ def storage_errors(where: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _HINTS:
+    except UserError:
+        raise
+    except Exception as error:
+        # CLU's asynchronous writer wraps what its thread met.
+        refused = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(refused, OSError) or refused.errno not in _HINTS:
             raise
-        raise UserError(f'{error.filename or where}: {reason(error)}') from error
+        raise UserError(f'{refused.filename or where}: {reason(refused)}') from error

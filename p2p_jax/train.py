@@ -75,6 +75,7 @@ def _log_to_file(workdir: Path) -> contextlib.ExitStack:
     """Sends the log, CLU's and Orbax's included, to `train.log` while the context lasts; one file a process."""
     process = f'.{jax.process_index()}' if jax.process_index() else ''
     handler = logging.FileHandler(workdir / f'train{process}.log')
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # of a full disk the rest tells
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     logger = logging.getLogger('absl')
     stack = contextlib.ExitStack()

@@ -4,17 +4,17 @@ import shlex
 import signal
 import time
 
-from experiments.faults import kill_loop
+from experiments.faults import training
 
 
 def test_stopped_and_killed_it_ends_as_if_it_had_not_been(tmp_path):
     folder = tmp_path / 'größe 1'
-    kill_loop.make_data(folder / 'files', labelled=False)
+    training.make_data(folder / 'files', labelled=False)
 
     def train(name):
-        command = kill_loop.commands('generator', folder, name, steps=24)[1]
+        command = training.commands('generator', folder, name, steps=24)[1]
         command = [part.replace(f'{name}_data', 'files') for part in command]
-        return command, kill_loop.start(command, folder / f'{name}.log', tmp_path / 'compiled')
+        return command, training.start(command, folder / f'{name}.log', tmp_path / 'compiled')
 
     def printed():
         return (folder / 'parts.log').read_text()
@@ -33,12 +33,10 @@ def test_stopped_and_killed_it_ends_as_if_it_had_not_been(tmp_path):
     assert shlex.split(again) == ['python', *command[1:]]
 
     command, process = train('parts')
-    assert kill_loop.wait_and_kill(
-        process, lambda: kill_loop.phase(folder / 'parts', folder / 'parts.log') == 'save', 0
-    )
+    assert training.wait_and_kill(process, lambda: training.phase(folder / 'parts', folder / 'parts.log') == 'save', 0)
     assert process.returncode == -signal.SIGKILL
 
     assert train('parts')[1].wait(200) == 0, printed()
     assert 'resuming at step' in printed()
-    assert kill_loop.differences(folder / 'whole', folder / 'parts') == []
+    assert training.differences(folder / 'whole', folder / 'parts') == []
     assert not list((folder / 'parts').rglob('*tmp'))

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from p2p_jax.files import remove_leftovers, storage_errors, write_file
+from p2p_jax.files import naming, remove_leftovers, storage_errors, write_file
 from p2p_jax.lookup import UserError
 
 
@@ -52,6 +52,15 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
     (tmp_path / 'a').touch()
     with pytest.raises(UserError, match=r'/a.*: .*; a file lies where a folder should be'), storage_errors('x'):
         write_file(tmp_path / 'a' / 'b.png', b'x')
+
+
+def test_what_a_thread_met_is_told_as_well(tmp_path):
+    with pytest.raises(UserError, match=f'^{tmp_path}/a: No space left'), storage_errors('x'):
+        try:
+            with naming(tmp_path / 'a'):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RuntimeError('later') from error
 
 
 def test_other_errors_pass():

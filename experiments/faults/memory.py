@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from experiments.faults import kill_loop
+from experiments.faults import training
 
 _STEPS = flags.DEFINE_integer('steps', 2000, 'Of the training.')
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
@@ -39,14 +39,14 @@ def measure(folder: Path, steps: int) -> list[tuple[int, float]]:
     Raises:
       RuntimeError: the training failed; the message has what was printed.
     """
-    kill_loop.make_data(folder / 'files', labelled=False)
-    command = kill_loop.commands('gan', folder, 'run', steps)[1]
+    training.make_data(folder / 'files', labelled=False)
+    command = training.commands('gan', folder, 'run', steps)[1]
     command = [part.replace(str(folder / 'run_data'), str(folder / 'files')) for part in command]
     log, samples = folder / 'run.log', []
-    process = kill_loop.start(command, log, folder / 'compiled')
+    process = training.start(command, log, folder / 'compiled')
     while process.poll() is None:
         time.sleep(0.5)
-        step, megabytes = kill_loop.last_step(log.read_text(errors='replace')), rss(process.pid)
+        step, megabytes = training.last_step(log.read_text(errors='replace')), rss(process.pid)
         if step > 0 and megabytes:
             samples.append((step, megabytes))
     if process.returncode:
