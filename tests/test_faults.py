@@ -1,10 +1,16 @@
 """A training that is asked to stop, then killed while it saves, ends as one that never was."""
 
+import os
 import shlex
 import signal
 import time
+from pathlib import Path
 
+from configs import default
 from experiments.faults import training
+from p2p_jax.train import train as in_process
+
+STEPS = 24
 
 
 def test_stopped_and_killed_it_ends_as_if_it_had_not_been(tmp_path):
@@ -12,14 +18,16 @@ def test_stopped_and_killed_it_ends_as_if_it_had_not_been(tmp_path):
     training.make_data(folder / 'files', labelled=False)
 
     def train(name):
-        command = training.commands('generator', folder, name, steps=24)[1]
+        command = training.commands('generator', folder, name, STEPS)[1]
         command = [part.replace(f'{name}_data', 'files') for part in command]
-        return command, training.start(command, folder / f'{name}.log', tmp_path / 'compiled')
+        return command, training.start(command, folder / f'{name}.log', Path(os.environ['JAX_COMPILATION_CACHE_DIR']))
 
     def printed():
         return (folder / 'parts.log').read_text()
 
-    assert train('whole')[1].wait(200) == 0
+    config = default.get_config()
+    config.update_from_flattened_dict(training.keys('generator', STEPS) | {'data.dir': str(folder / 'files')})
+    in_process(config, folder / 'whole')
     command, process = train('parts')
     while 'first step after' not in printed():
         assert process.poll() is None, printed()

@@ -37,6 +37,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where to work; default: a tempo
 
 # Moments that are aimed at, in turn.
 AIMS = ('preparing', 'start-up', 'step', 'save', 'evaluation', 'any')
+_ROUND = 12  # kills in a round at most, so that there are several ends to compare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,9 @@ def uninterrupted(job: str, folder: Path, name: str, steps: int) -> Times:
 
 
 def interrupted(
-    job: str, folder: Path, name: str, steps: int, aims: collections.deque[str], times: Times, chance: random.Random
+    job: str, folder: Path, name: str, steps: int, aims: list[str], times: Times, chance: random.Random
 ) -> list[Kill]:
-    """Prepares and trains likewise, killed at the moments that are aimed at, taken from the front of `aims`.
+    """Prepares and trains likewise, killed at the moments that are aimed at; those that were hit are taken from `aims`.
 
     Raises:
       RuntimeError: a start failed of itself.
@@ -107,7 +108,7 @@ def interrupted(
     for command in commands(job, folder, name, steps):
         training = command[3] == 'train'
         while True:
-            aim = aims[0] if aims and (aims[0] != 'preparing') == training else None
+            aim = next((aim for aim in aims if (aim != 'preparing') == training), None)
             began = time.monotonic()
             process = start(command, log, folder / 'compiled')
             due, delay = _moment(aim, workdir, log, times, chance) if aim else (lambda: False, 0.0)
@@ -121,7 +122,7 @@ def interrupted(
                     raise RuntimeError(f'{" ".join(command)}: exit code {process.returncode}\n{printed[-3000:]}')
                 break
             assert aim
-            aims.popleft()
+            aims.remove(aim)
             hit = phase(workdir, log) if training else 'preparing'
             kills.append(Kill(aim, hit, round(time.monotonic() - began, 2), '' if training else 'the beginning'))
     return kills
@@ -158,11 +159,13 @@ def run(job: str, folder: Path, aims: list[str], steps: int = STEPS, seed: int =
     times = uninterrupted(job, folder, 'timed', steps)
     found = differences(folder / 'whole', folder / 'timed')
     say(f'uninterrupted: {times}; {"DIFFERENT: " + ", ".join(found) if found else "two of them equal"}')
-    left, chance, number = collections.deque(aims), random.Random(seed), 0
+    left, chance, number = list(aims), random.Random(seed), 0
     kills: list[Kill] = []
     while left:
         number += 1
-        new = interrupted(job, folder, f'parts{number}', steps, left, times, chance)
+        now, left = left[:_ROUND], left[_ROUND:]
+        new = interrupted(job, folder, f'parts{number}', steps, now, times, chance)
+        left += now  # missed: it was done before
         differing = differences(folder / 'whole', folder / f'parts{number}')
         say(f'round {number}: {len(new)} kills; {"DIFFERENT: " + ", ".join(differing) if differing else "equal"}')
         for kill in new:

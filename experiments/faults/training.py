@@ -53,12 +53,16 @@ def make_data(folder: Path, *, labelled: bool) -> None:
                 Image.fromarray(image if side == sides[0] else image // 2).save(path)
 
 
+def keys(job: str, steps: int) -> dict[str, Any]:
+    """Returns what of the default configuration is changed for a job."""
+    return _SMALL | JOBS[job] | {'train.steps': steps}
+
+
 def commands(job: str, folder: Path, name: str, steps: int) -> list[list[str]]:
-    """Returns the command that prepares data below `folder` and the one that trains on them in folder/name."""
+    """Returns the command that prepares the files below `folder` and the one that trains on them in folder/name."""
     prepared = folder / f'{name}_data'
-    keys = _SMALL | JOBS[job] | {'train.steps': steps}
     main = [sys.executable, '-m', 'p2p_jax.main']
-    config = ['--config=configs/default.py', *(f'--config.{key}={value}' for key, value in keys.items())]
+    config = ['--config=configs/default.py', *(f'--config.{key}={value}' for key, value in keys(job, steps).items())]
     return [
         [*main, 'prepare', *config, f'--config.data.dir={folder / "files"}', f'--output={prepared}'],
         [*main, 'train', *config, f'--config.data.dir={prepared}', f'--workdir={folder / name}'],
