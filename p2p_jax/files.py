@@ -86,4 +86,9 @@ def storage_errors(where: Path | str) -> Iterator[None]:
         refused = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(refused, OSError) or refused.errno not in _HINTS:
             raise
+        first = error.__context__
+        while first is not None and not isinstance(first, UserError):
+            first = first.__context__
+        if first:  # what was closed because of it could not be written either
+            raise first from None
         raise UserError(f'{refused.filename or where}: {reason(refused)}') from error

@@ -445,7 +445,7 @@ def _quiet() -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # announced on the screen otherwise
     logging.use_absl_handler()
-    logging.get_absl_handler().setLevel('ERROR')
+    logging.get_absl_handler().setLevel('CRITICAL')  # what they call errors is raised as well
 
 
 def main(argv: list[str]) -> int:

@@ -33,7 +33,8 @@ class JsonLines(metric_writers.MetricWriter):
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
     def _ignore(self, *args: Any, **kwargs: Any) -> None:
         """Pictures and texts have no place in this file."""

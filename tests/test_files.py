@@ -63,6 +63,14 @@ def test_what_a_thread_met_is_told_as_well(tmp_path):
             raise RuntimeError('later') from error
 
 
+def test_the_first_error_is_told_and_not_what_follows_from_it():
+    with pytest.raises(UserError, match='^the first$'), storage_errors('x'):
+        try:
+            raise UserError('the first')
+        finally:
+            raise OSError(errno.ENOSPC, 'on closing')
+
+
 def test_other_errors_pass():
     with pytest.raises(FileNotFoundError), storage_errors('x'):
         raise FileNotFoundError(errno.ENOENT, 'gone')

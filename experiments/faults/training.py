@@ -42,12 +42,13 @@ JOBS: dict[str, dict[str, Any]] = {
 
 def make_data(folder: Path, *, labelled: bool) -> None:
     """Writes small pictures below train/, val/ and test/, as pairs or by class."""
-    random_ = np.random.default_rng(0)
+    random = np.random.default_rng(0)
+    sides = ('cat', 'dog') if labelled else ('input', 'target')
     for split, count in (('train', 6), ('val', 4), ('test', 4)):
         for i in range(count):
-            image = np.kron(random_.integers(0, 256, (8, 8, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
-            sides = ('cat', 'dog') if labelled else ('input', 'target')
             for side in sides:
+                if labelled or side == 'input':  # a pair shows the same, two classes do not
+                    image = np.kron(random.integers(0, 256, (8, 8, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
                 path = folder / split / side / f'{i}.png'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image if side == sides[0] else image // 2).save(path)
