@@ -277,6 +277,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of parameters, data order, crops, degradations and dropout
     # A model file, or the workdir of a training, whose weights a new training starts from; None: at random.
     config.init_from = optional(str)
+    # On a GPU, only algorithms that give the same bits each time, which are slower; a CPU does so anyway.
+    config.deterministic = False
     config.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
     config.value_range = (-1.0, 1.0)  # of images inside the networks; the weight of a pixel loss depends on it
     # Form of the strided convolutions: auto (by back end) | native | phase | gemm | portable (for exports); all give

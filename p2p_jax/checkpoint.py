@@ -1,18 +1,25 @@
-"""Checkpoints: the latest two and the best by validation PSNR, each with its configuration inside."""
+"""Checkpoints: the latest two and the best by validation PSNR, each with its configuration and digests inside."""
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from p2p_jax.lookup import UserError
+from p2p_jax import files, integrity
+from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.state import TrainState
 
 FOLDER = 'checkpoints'
+DAMAGED = 'damaged'  # beside it: where checkpoints go that are not what was saved
+_UNFINISHED = '.orbax-checkpoint-tmp'  # ending of a folder that is being written
 
 
 def _psnr(metrics: dict[str, float]) -> float:
@@ -47,6 +54,53 @@ def _rewrap(state: TrainState, devices: list[jax.Device]) -> TrainState:
     return jax.tree.map(wrap, state)
 
 
+def _warn(line: str) -> None:
+    if jax.process_index() == 0:
+        print(f'warning: {line}', file=sys.stderr, flush=True)
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of all checkpoints, the newest first."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted((int(path.name) for path in there if path.name.isdecimal() and path.is_dir()), reverse=True)
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    """Moves checkpoints that are newer than the newest whole one out of the way of a training that goes on.
+
+    Raises:
+      UserError: none is whole; nothing was touched.
+    """
+    damaged: dict[int, str] = {}
+    for step in _steps(folder):
+        damage = integrity.find_damage(folder / str(step))
+        if damage is None:
+            break
+        damaged[step] = damage
+    else:
+        if damaged:
+            raise UserError(
+                f'{folder}: no checkpoint is as it was saved (nothing was touched):{shortlist([*damaged.values()])}\n'
+                'Restore the files, or give another --workdir.'
+            )
+    for step, damage in damaged.items():
+        aside = folder.with_name(DAMAGED) / str(step)
+        _warn(f'{damage}; the checkpoint of step {step} is passed over, and moved to {aside}')
+    if not damaged:
+        return
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices('damage seen by all')
+    if jax.process_index() == 0:
+        for step in damaged:
+            aside = folder.with_name(DAMAGED) / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            while aside.exists():  # of an earlier time
+                aside = aside.with_name(f'{aside.name}_')
+            (folder / str(step)).rename(aside)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices('damage set aside')
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Saving is asynchronous; `close` waits for it."""
 
@@ -54,25 +108,31 @@ class Checkpoints:
         """
         Args:
           workdir: of the training.
-          read_only: nothing is created or deleted.
+          read_only: nothing is created, moved or deleted. Otherwise checkpoints that are not what was saved are moved
+            out of the way, and what a killed process left unfinished is removed.
 
         Raises:
-          UserError: `read_only` and there is nothing to read, or `workdir` is a file.
+          UserError: `read_only` and there is nothing to read, `workdir` is a file, or all checkpoints are damaged.
         """
         if workdir.exists() and not workdir.is_dir():
             raise UserError(f'--workdir={workdir}: that is a file; expected a folder, which may be new')
         self.folder = workdir.absolute() / FOLDER
         if read_only and not self.folder.is_dir():
             raise UserError(f'{workdir}: no checkpoints there. Give the --workdir of a training.')
+        if not read_only:
+            _set_damaged_aside(self.folder)
+        self._saving: int | None = None
         best = preservation_policy.BestN(
             get_metric_fn=_psnr, reverse=False, n=1, keep_checkpoints_without_metrics=False
         )
         self._manager = ocp.CheckpointManager(
             self.folder,
-            item_names=('state', 'config'),
+            item_names=('state', 'config', integrity.SINCE),
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
                 best_fn=_psnr,
                 preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(2), best]),
             ),
@@ -82,47 +142,121 @@ class Checkpoints:
         """Returns the newest step, or None."""
         return self._manager.latest_step()
 
+    def _whole(self, steps: list[int]) -> int | None:
+        """The first of the steps whose checkpoint is what was saved; says of the others what is wrong."""
+        for step in steps:
+            damage = integrity.find_damage(self.folder / str(step))
+            if damage is None:
+                return step
+            _warn(f'{damage}; the checkpoint of step {step} is passed over')
+        return None
+
     def find(self, which: str) -> int:
         """Returns the step that 'best', 'latest' or a number names; best is the latest where none has a score.
 
+        Of best and latest, a checkpoint that is not what was saved is passed over, with a warning.
+
         Raises:
-          UserError: there is no such checkpoint; the message lists those that there are.
+          UserError: there is no such checkpoint, and the message lists those that there are; or it is damaged.
         """
-        steps = sorted(self._manager.all_steps())
-        chosen = {'best': self._manager.best_step(), 'latest': self.latest()}
-        chosen['best'] = self.latest() if chosen['best'] is None else chosen['best']
+        steps = sorted(self._manager.all_steps(), reverse=True)
         if which.isdecimal() and int(which) in steps:
+            damage = integrity.find_damage(self.folder / which)
+            if damage:
+                raise UserError(f'--checkpoint={which}: {damage}. Others are those of {shortlist([*map(str, steps)])}')
             return int(which)
-        step = chosen.get(which)
-        if step is None:
-            there = ', '.join(map(str, steps)) or 'none'
+        if not steps or which not in ('best', 'latest'):
+            there = ', '.join(map(str, reversed(steps))) or 'none'
             raise UserError(
                 f'--checkpoint={which}: expected best, latest or one of the steps in {self.folder}: {there}'
             )
-        return step
+        if which == 'best':
+            scores = {step: metrics['psnr'] for step in steps if (metrics := self._manager.metrics(step))}
+            steps = sorted(scores, key=lambda step: (scores[step], step), reverse=True) + [
+                step for step in steps if step not in scores
+            ]
+        found = self._whole(steps)
+        if found is None:
+            raise UserError(f'{self.folder}: no checkpoint is as it was saved')
+        return found
 
-    def save(self, state: TrainState, step: int, config: dict[str, Any], psnr: float | None) -> None:
-        """Starts to save.
+    def _seal(self) -> None:
+        """Called by Orbax when a checkpoint is complete but for its name."""
+        (unfinished,) = self.folder.glob(f'{self._saving}{_UNFINISHED}*')
+        integrity.seal(unfinished)
+
+    @contextlib.contextmanager
+    def _saves(self) -> Iterator[None]:
+        """Turns what goes wrong with a save, which Orbax tells in many ways, into a UserError."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            step, self._saving = self._saving, None
+            whole = next((s for s in _steps(self.folder) if integrity.find_damage(self.folder / str(s)) is None), None)
+            good = f'the last good one is that of step {whole}' if whole is not None else 'there is none yet'
+            why = files.reason(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+            raise UserError(
+                f'{self.folder}: the checkpoint of step {step} was not written ({why}); {good}. Started again when '
+                'that is mended, the training goes on from there.'
+            ) from error
+
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        config: dict[str, Any],
+        psnr: float | None,
+        standing: dict[str, Any] | None = None,
+    ) -> None:
+        """Starts to save; a checkpoint of the same step is replaced.
 
         Args:
           state: of the training; it may be donated once this returns.
           step: its step.
           config: complete.
           psnr: the validation PSNR in dB of this very state, or None; without one it never competes for best.
+          standing: what else a training needs to go on as if it had not stopped; JSON.
+
+        Raises:
+          UserError: this save, or the one before, cannot be written.
         """
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_rewrap(state, jax.devices())), config=ocp.args.JsonSave(config)
-            ),
-            metrics=None if psnr is None else {'psnr': psnr},
-        )
+        with self._saves():
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._saving = step
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_rewrap(state, jax.devices())),
+                    config=ocp.args.JsonSave(config),
+                    **{integrity.SINCE: ocp.args.JsonSave(standing or {})},
+                ),
+                metrics=None if psnr is None else {'psnr': psnr},
+            )
+
+    def check(self) -> None:
+        """Raises a UserError if the last save has failed meanwhile; waits for nothing."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            with self._saves():
+                self._manager.wait_until_finished()
+            self._saving = None
 
     def config(self, step: int) -> dict[str, Any]:
         """Returns the configuration that is inside the checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))['config']
+        return self._read(step, 'config', ocp.args.JsonRestore())
+
+    def standing(self, step: int) -> dict[str, Any]:
+        """Returns what was saved as such; empty for a checkpoint of a version that knew none."""
+        there = (self.folder / str(step) / integrity.SINCE).is_dir()
+        return self._read(step, integrity.SINCE, ocp.args.JsonRestore()) if there else {}
+
+    def _read(self, step: int, item: str, how: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            raise UserError(f'{self.folder / str(step) / item} cannot be read ({reason})') from error
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
         """Returns a saved state, a copy on each local device.
@@ -133,10 +267,10 @@ class Checkpoints:
         """
         sharding = _everywhere(jax.devices())
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
-        return _rewrap(restored['state'], jax.local_devices())
+        return _rewrap(self._read(step, 'state', ocp.args.StandardRestore(target)), jax.local_devices())
 
     def close(self) -> None:
-        """Waits until all is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until all is on disk; a UserError if that fails."""
+        with self._saves():
+            self._manager.wait_until_finished()
         self._manager.close()

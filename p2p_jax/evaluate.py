@@ -39,7 +39,7 @@ class Evaluation:
 
 
 def build_evaluator(
-    job: Job, config: ml_collections.ConfigDict, records: Sequence[Record]
+    job: Job, config: ml_collections.ConfigDict, records: Sequence[Record], between: Callable[[], None] = lambda: None
 ) -> Callable[[Any], Evaluation]:
     """Returns a function of the generator's variables that scores them on the records.
 
@@ -50,6 +50,7 @@ def build_evaluator(
       job: what was trained.
       config: complete.
       records: of one split, checked.
+      between: called before each batch; what it raises ends the evaluation.
 
     Raises:
       UserError: LPIPS is asked for and its weights are missing.
@@ -76,6 +77,7 @@ def build_evaluator(
             threads=config.data.threads,
         )
         for batch in batches:
+            between()
             scores, *shown = step(variables, key, split_over_devices(batch, jax.local_device_count()), frozen)
             total = scores if total is None else total.merge(scores)
             wanted = min(config.eval.pictures - len(pictures), int(batch['mask'].sum()))
@@ -109,13 +111,19 @@ def describe(config: ml_collections.ConfigDict, split: str, evaluation: Evaluati
     )
 
 
-def evaluate_model(model: inference.Model, output: Path | None = None, picture: Path | None = None) -> Evaluation:
+def evaluate_model(
+    model: inference.Model,
+    output: Path | None = None,
+    picture: Path | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """Scores a model on the test split and prints the table, as training does at its end.
 
     Args:
       model: what is scored.
       output: a JSON file to write the scores to.
       picture: a PNG file to draw the first examples to.
+      between: see `build_evaluator`.
 
     Raises:
       UserError: something wrong with the data, or a model that makes images from labels.
@@ -124,7 +132,7 @@ def evaluate_model(model: inference.Model, output: Path | None = None, picture: 
     splits = find_splits(model.config, ['test'])
     check_stored_splits(model.origin, splits)
     print(f'{model}, {len(splits["test"])} test examples …', flush=True)
-    evaluation = build_evaluator(model.job, model.config, splits['test'])(model.variables)
+    evaluation = build_evaluator(model.job, model.config, splits['test'], between)(model.variables)
     print(describe(model.config, 'test', evaluation))
     if output and jax.process_index() == 0:
         report.write_json(output, evaluation.scores)

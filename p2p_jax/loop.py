@@ -22,6 +22,7 @@ from p2p_jax.job import AXIS, Job
 from p2p_jax.lookup import UserError
 from p2p_jax.state import TrainState
 from p2p_jax.steps import after_evaluation, train_step
+from p2p_jax.stop import Stop, Stopped
 
 if TYPE_CHECKING:
     from clu.metric_writers import MetricWriter
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # Steps that may wait on the device: enough that it never starves, few enough that batches do not pile up there.
 # Several forced CPU devices deadlock when many collectives are queued, which this prevents as well.
 _IN_FLIGHT = 16
+# But no more than take so many seconds, which all have to end before a training that is asked to stop can.
+_AHEAD = 2.0
 
 
 def length_in_steps(config: ml_collections.ConfigDict, key: str, steps_per_epoch: int) -> int:
@@ -118,6 +121,52 @@ class Progress:
         return ' | '.join(part for part in parts if part)
 
 
+class InFlight:
+    """The steps that the device was given and that may still run."""
+
+    def __init__(self) -> None:
+        self._waiting: collections.deque[jax.Array] = collections.deque()
+        self._allowed = 1
+        self._ended = 0.0
+
+    def add(self, result: jax.Array) -> None:
+        """Adds a step by something that it computes, and waits until no more run than may."""
+        self._waiting.append(result)
+        while len(self._waiting) > self._allowed:
+            self._waiting.popleft().block_until_ready()
+            now = time.monotonic()
+            if self._ended:
+                self._allowed = int(min(max(_AHEAD / max(now - self._ended, 1e-9), 1), _IN_FLIGHT))
+            self._ended = now
+
+
+@dataclasses.dataclass
+class Standing:
+    """Where a training stands, beside its state, so that it goes on as if it had not stopped.
+
+    Attributes:
+      recent: the metrics of each step since the last log.
+      alone: updates of D alone since the state's step.
+      due: the evaluation of the state's step is not done yet.
+    """
+
+    recent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    alone: int = 0
+    due: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what a checkpoint stores."""
+        recent = [{name: float(value) for name, value in step.items()} for step in jax.device_get(self.recent)]
+        return dataclasses.asdict(dataclasses.replace(self, recent=recent))
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> 'Standing':
+        """Returns what `to_json` gave; also of nothing."""
+        standing = cls(**stored)
+        standing.recent = [{k: np.float32(v) for k, v in step.items()} for step in standing.recent]
+        return standing
+
+
 @dataclasses.dataclass
 class Run:
     """A training that is ready to go."""
@@ -131,6 +180,8 @@ class Run:
     checkpoints: Checkpoints
     writer: 'MetricWriter'
     workdir: Path
+    signals: Stop
+    standing: Standing
 
     def raise_on_fault(self, state: TrainState) -> None:
         """Waits for the state; raises a UserError if a loss or gradient was not finite."""
@@ -143,9 +194,9 @@ class Run:
                 f'{good} in {self.checkpoints.folder}. Nothing later was saved. A lower optim.lr may help.'
             )
 
-    def log(self, progress: Progress, step: int, recent: list[dict[str, jax.Array]]) -> None:
+    def log(self, progress: Progress, step: int) -> None:
         """Writes the means of the metrics since the last log and prints the progress line."""
-        values = jax.device_get(recent)
+        values, self.standing.recent = jax.device_get(self.standing.recent), []
         # Not every step has every metric: D may start between two logs.
         means = {name: float(np.mean([step[name] for step in values if name in step])) for name in values[-1]}
         means['images_per_second'] = progress.rate(step)
@@ -161,12 +212,12 @@ class Run:
         self.raise_on_fault(state)
         regular = step % self.lengths.evaluate == 0
         if self.job.classes:
-            rows = self.evaluate(state.evaluated)
+            rows = self.look(step, state)
             self.show(step, report.grid(rows, names=self.job.classes) if all(rows) else None)
             state = after_evaluation(self.job, state, None) if regular else state
             self.save(step, state)
             return state
-        evaluation = self.evaluate(state.evaluated)
+        evaluation = self.look(step, state)
         scores = evaluation.scores
         psnr = scores['output']['psnr']
         if not math.isfinite(psnr):
@@ -204,12 +255,34 @@ class Run:
         """Saves a state that is known to be finite; the log reaches the disk before it."""
         self.raise_on_fault(state)
         self.writer.flush()
-        self.checkpoints.save(state, step, self.config.to_dict(), psnr)
+        self.checkpoints.save(state, step, self.config.to_dict(), psnr, self.standing.to_json())
 
-    def watch_pretraining(self, state: TrainState, step: int, recent: list[dict[str, jax.Array]]) -> None:
+    def look(self, step: int, state: TrainState) -> Any:
+        """Evaluates the state; asked to stop meanwhile, saves it instead."""
+        try:
+            return self.evaluate(state.evaluated)
+        except Stopped:
+            raise self.stop(step, state, due=True) from None
+
+    def stop(self, step: int, state: TrainState, *, due: bool = False) -> Stopped:
+        """Saves a training that was asked to stop; returns what to raise.
+
+        Args:
+          step: the state's.
+          state: to save.
+          due: the evaluation of this step is left for the next time.
+        """
+        self.signals.finishing()
+        self.standing.due = due
+        self.save(step, state)
+        say(f'asked to stop: saved at step {step} of {self.lengths.total}')
+        return self.signals.stopped()
+
+    def watch_pretraining(self, state: TrainState, step: int) -> None:
         """Says how far D is, where it is trained alone for longer than a log interval."""
         adversary = self.job.adversary
         assert adversary
+        recent = self.standing.recent
         alone, count = len(recent), adversary.pretrain_steps
         if step == adversary.start_step + 1 and alone % self.lengths.log == 0 and alone <= count:
             losses = {name: float(recent[-1][f'loss/{name}']) for name in ('d_real', 'd_generated')}
@@ -220,7 +293,7 @@ class Run:
     def loop(self, state: TrainState) -> None:
         """Trains to the end. Nothing in here waits for the device but at the intervals."""
         first, lengths = int(state.step), self.lengths
-        plan = list(self.job.phases(first, lengths.total))
+        plan = list(self.job.phases(first, lengths.total))[self.standing.alone :]
         steps = {
             phase: jax.pmap(
                 functools.partial(train_step, self.job, phase),
@@ -232,29 +305,38 @@ class Run:
             for phase in {phase for _, phase in plan}
         }
         progress = Progress(first, lengths.total, self.config.train.batch_size)
-        recent: list[dict[str, jax.Array]] = []
-        in_flight: collections.deque[jax.Array] = collections.deque()
+        in_flight = InFlight()
+        if self.standing.due:
+            self.standing.due = False
+            state = self.validate(progress, first, state)
+            if self.stopped(state):
+                return
         batches = self.data.batches(int(state.batch), len(plan))
         for (step, phase), batch in zip(plan, batches, strict=True):
             local = split_over_devices(batch, jax.local_device_count())
             state, metrics = steps[phase](state, local, self.frozen)
-            recent.append(metrics)
-            in_flight.append(jax.tree.leaves(metrics)[0])
-            if len(in_flight) > _IN_FLIGHT:
-                in_flight.popleft().block_until_ready()
+            self.standing.recent.append(metrics)
+            in_flight.add(jax.tree.leaves(metrics)[0])
+            self.checkpoints.check()
             if not progress.marked[1]:
-                in_flight[-1].block_until_ready()
+                jax.block_until_ready(metrics)
                 say(f'first step after {report.duration(time.monotonic() - progress.started)}, compilation included')
                 progress.first, progress.started = step, time.monotonic()
                 progress.mark(step)
             if phase == 'discriminator':
-                self.watch_pretraining(state, step, recent)
+                self.standing.alone += 1
+                self.watch_pretraining(state, step)
+                if self.signals.requested():
+                    raise self.stop(step - 1, state)
                 continue
+            self.standing.alone = 0
             if step % lengths.log == 0 or step == lengths.total:
-                self.log(progress, step, recent)
-                recent = []
+                self.log(progress, step)
                 self.raise_on_fault(state)
-            if step % lengths.evaluate == 0 or step == lengths.total:
+            due = step % lengths.evaluate == 0 or step == lengths.total
+            if self.signals.requested():
+                raise self.stop(step, state, due=due)
+            if due:
                 state = self.validate(progress, step, state)
                 progress.mark(step)
                 if self.stopped(state):

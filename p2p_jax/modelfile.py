@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from p2p_jax import __version__
+from p2p_jax.files import write_file
 from p2p_jax.lookup import UserError, shortlist
 
 VERSION = 3
@@ -115,14 +115,8 @@ def write_described(path: Path, variables: PyTree, content: dict[str, Any]) -> N
     flat = traverse_util.flatten_dict(variables, sep='|')
     arrays = {key: np.ascontiguousarray(value) for key, value in flat.items()}
     header = {_KEY: json.dumps({'version': VERSION, **content})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        # Not `save_file`, whose files nobody else may read.
-        temporary.write_bytes(save(arrays, header))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not `save_file`, whose files nobody else may read.
+    write_file(path, save(arrays, header))
 
 
 def read_described(path: Path, flag: str, made: str) -> tuple[PyTree, dict[str, Any]]:

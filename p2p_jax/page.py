@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2p_jax import html, report, summary
+from p2p_jax.files import write_file
 from p2p_jax.inference import Model
 from p2p_jax.intervals import Interval
 from p2p_jax.metrics import PROTOCOLS
@@ -24,11 +25,8 @@ def curves(models: Sequence[Model | str]) -> list[html.Curve]:
 
 
 def save(path: Path, text: str) -> None:
-    """Writes a page, under a temporary name first, and says where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    temporary.replace(path)
+    """Writes a page, and says where."""
+    write_file(path, text.encode())
     print(f'page: {path}')
 
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from p2p_jax.data import images, metadata
+from p2p_jax.files import write_file
 from p2p_jax.inference import Model
 from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.predictor import PredictOptions, Predictor
@@ -291,6 +292,6 @@ def _write(result: np.ndarray, kept: metadata.Metadata, task: Task, output: Path
     name = task.target.relative_to(output).as_posix()
     try:
         content = images.encode(result, task.target.suffix.lower(), kept)
-        images.write_file(task.target, content, lambda written: record.add(name, task.source, written))
+        write_file(task.target, content, lambda written: record.add(name, task.source, written))
     except OSError as error:
         raise UserError(f'{task.target}: cannot be written ({error}); started again, predict goes on here') from None

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from p2p_jax.data.pipeline import centre_crop
+from p2p_jax.files import write_file
 
 _LARGEST = 512  # pixels; larger images are shown by their centre
 _GAP = 4
@@ -79,10 +80,7 @@ def grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str] = (), nam
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(json.dumps(content, indent=2) + '\n')
-    temporary.replace(path)
+    write_file(path, (json.dumps(content, indent=2) + '\n').encode())
 
 
 def progress_bar(total: int, what: str) -> tqdm:

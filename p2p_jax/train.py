@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,21 @@ import jax
 import ml_collections
 import numpy as np
 from clu import parameter_overview
+from jax.experimental import multihost_utils
 
-from p2p_jax import datasets, finetune, inference, report
+from p2p_jax import datasets, files, finetune, inference, report
 from p2p_jax.checkpoint import Checkpoints, replicate
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData
 from p2p_jax.data.records import SPLITS, Splits
 from p2p_jax.evaluate import build_evaluator, evaluate_model
 from p2p_jax.generate import build_sampler
 from p2p_jax.job import Job, build_job, training_size
+from p2p_jax.lock import Lock
 from p2p_jax.lookup import UserError, shortlist
-from p2p_jax.loop import Lengths, Run, say
+from p2p_jax.loop import Lengths, Run, Standing, say
 from p2p_jax.settings import check, flatten, takes_labels
 from p2p_jax.state import TrainState
+from p2p_jax.stop import Stop
 
 # A resumed training must not change these: the networks, or the data that scores were measured on.
 _FIXED_DATA = ('split', 'split_seed', 'own_split', 'limit', 'direction', 'channels', 'classes')
@@ -71,6 +75,7 @@ def _log_to_file(workdir: Path) -> contextlib.ExitStack:
     """Sends the log, CLU's and Orbax's included, to `train.log` while the context lasts; one file a process."""
     process = f'.{jax.process_index()}' if jax.process_index() else ''
     handler = logging.FileHandler(workdir / f'train{process}.log')
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # of a full disk the rest tells
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     logger = logging.getLogger('absl')
     stack = contextlib.ExitStack()
@@ -87,22 +92,23 @@ def _cut_back(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step]
-        temporary = path.with_suffix('.tmp')
-        temporary.write_text(''.join(kept))
-        temporary.replace(path)
+        files.write_file(path, ''.join(kept).encode())
 
 
-def _initial_state(job: Job, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path) -> TrainState:
+def _initial_state(
+    job: Job, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path
+) -> tuple[TrainState, Standing]:
     """Restores the latest checkpoint, or builds the state at step 0."""
     create = functools.partial(job.create_state, config.seed, training_size(config))
     step = checkpoints.latest()
     if step is None:
         state = jax.jit(create)()
-        return replicate(finetune.initialise(state, Path(config.init_from), say) if config.init_from else state)
+        state = finetune.initialise(state, Path(config.init_from), say) if config.init_from else state
+        return replicate(state), Standing()
     for line in check_resume(checkpoints.config(step), config.to_dict(), workdir):
         say(f'changed since the checkpoint: {line}')
     say(f'{workdir}: resuming at step {step}')
-    return checkpoints.restore(step, jax.eval_shape(create))
+    return checkpoints.restore(step, jax.eval_shape(create)), Standing.of(checkpoints.standing(step))
 
 
 def _data(config: ml_collections.ConfigDict, splits: Splits) -> TrainData:
@@ -121,11 +127,32 @@ def _data(config: ml_collections.ConfigDict, splits: Splits) -> TrainData:
     )
 
 
-def _rows(job: Job, config: ml_collections.ConfigDict) -> Callable[[Any], list[list[np.ndarray]]]:
+def _rows(
+    job: Job, config: ml_collections.ConfigDict, between: Callable[[], None]
+) -> Callable[[Any], list[list[np.ndarray]]]:
     """Returns a function of the generator's variables that makes a row of each class, of the same noise each time."""
     count = config.eval.pictures
     sample = build_sampler(job, max(count, 1))
-    return lambda variables: [sample(variables, label, range(count), config.seed) for label in range(len(job.classes))]
+
+    def rows(variables: Any) -> list[list[np.ndarray]]:
+        made = []
+        for label in range(len(job.classes)):
+            between()
+            made.append(sample(variables, label, range(count), config.seed))
+        return made
+
+    return rows
+
+
+def _pin_algorithms() -> None:
+    """Has XLA choose the same algorithms on a GPU each time, none of them with atomic sums."""
+    flag = '--xla_gpu_deterministic_ops=true'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
+
+
+def _signals() -> Stop:
+    """What listens for signals; several processes agree through the runtime's coordination service."""
+    return Stop(multihost_utils.reached_preemption_sync_point if jax.process_count() > 1 else None)
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -136,10 +163,20 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       workdir: receives checkpoints, logs, pictures and `test.json`.
 
     Raises:
-      UserError: bad configuration or data, before anything is computed; a loss that is not finite.
+      UserError: bad configuration or data, before anything is computed; a loss that is not finite; another training
+        in the workdir; a storage that cannot be written to.
+      Stopped: the process was asked to stop; what was done is saved.
     """
     check(config)
+    if config.deterministic:
+        _pin_algorithms()  # before anything asks for a device
     _check_batch(config)
+    lock = Lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+    with _signals() as signals, files.storage_errors(workdir), lock:
+        _train(config, workdir, signals)
+
+
+def _train(config: ml_collections.ConfigDict, workdir: Path, signals: Stop) -> None:
     if config.init_from and not Path(config.init_from).exists():
         raise UserError(f'init_from={config.init_from}: no such model file or workdir')
     splits = datasets.find_splits(config, SPLITS, say)
@@ -149,19 +186,22 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     lengths = Lengths.of(config, len(splits['train']))
     job = build_job(config, lengths.total)
     frozen = replicate(job.read_frozen())
-    evaluate = _rows(job, config) if job.classes else build_evaluator(job, config, splits['val'])
+    asked = signals.check
+    evaluate = _rows(job, config, asked) if job.classes else build_evaluator(job, config, splits['val'], asked)
     size = training_size(config)
     jax.eval_shape(lambda: job.create_state(config.seed, size))  # raises where options do not go together
 
     checkpoints = Checkpoints(workdir)
     with contextlib.closing(checkpoints):
-        state = _initial_state(job, config, checkpoints, workdir)
+        state, standing = _initial_state(job, config, checkpoints, workdir)
         patience = config.train.patience
-        if int(state.step) < lengths.total and (patience is None or state.stalled < patience):
+        if standing.due or (int(state.step) < lengths.total and (patience is None or state.stalled < patience)):
             # After the checks, for it imports TensorFlow.
             from p2p_jax.writers import build_writer
 
             if jax.process_index() == 0:
+                for folder in (workdir, workdir / 'samples'):
+                    files.remove_leftovers(folder)
                 report.write_json(workdir / 'config.json', config.to_dict())
                 datasets.store_splits(workdir, splits)
                 _cut_back(workdir / 'metrics.jsonl', int(state.step))
@@ -176,10 +216,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                     parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
                 say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
                 say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
-                run = Run(config, job, frozen, lengths, _data(config, splits), evaluate, checkpoints, writer, workdir)
+                data = _data(config, splits)
+                run = Run(config, job, frozen, lengths, data, evaluate, checkpoints, writer, workdir, signals, standing)
+                signals.defer()
                 run.loop(state)
+    signals.resume()
     if job.classes:
         say(f'pictures of each class: {workdir / "samples"}')
         return
     best = inference.load(workdir, 'best')
-    evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png')
+    evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png', asked)

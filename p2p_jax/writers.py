@@ -9,27 +9,32 @@ from typing import Any
 
 from clu import metric_writers
 
+from p2p_jax.files import naming
+
 
 class JsonLines(metric_writers.MetricWriter):
     """Writes scalars to a file, one JSON object a line: {"step", "time" (Unix), name: value}; NaN becomes null."""
 
     def __init__(self, path: Path):
-        self._file = path.open('a')
+        self._path, self._file = path, path.open('a')
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Writes one line."""
         values = {name: float(value) for name, value in scalars.items()}
         line: dict[str, Any] = {'step': step, 'time': round(time.time(), 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps(line) + '\n')
+        with naming(self._path):
+            self._file.write(json.dumps(line) + '\n')
 
     def flush(self) -> None:
         """Hands the lines to the system."""
-        self._file.flush()
+        with naming(self._path):
+            self._file.flush()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
     def _ignore(self, *args: Any, **kwargs: Any) -> None:
         """Pictures and texts have no place in this file."""

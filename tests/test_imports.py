@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     'p2p_jax',
     'p2p_jax.lookup',
+    'p2p_jax.files',
+    'p2p_jax.lock',
+    'p2p_jax.stop',
     'p2p_jax.unpickle',
     'p2p_jax.statedict',
     'p2p_jax.data.metadata',
@@ -62,6 +65,7 @@ ORDER = [
     'p2p_jax.settings',
     'p2p_jax.job',
     'p2p_jax.steps',
+    'p2p_jax.integrity',
     'p2p_jax.checkpoint',
     'p2p_jax.modelfile',
     'p2p_jax.classifier',

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from p2p_jax import inference, predictor
 from p2p_jax.data import images
 from p2p_jax.data.metadata import Metadata
+from p2p_jax.files import write_file
 from p2p_jax.job import build_job
 from p2p_jax.lookup import UserError
 from p2p_jax.predict import RECORD, predict
@@ -90,7 +91,7 @@ def test_sixteen_bits_alpha_and_grey_are_kept(small, tmp_path, channels, suffix)
     image = np.random.default_rng(0).integers(0, 2**16, (*SIZE, channels)).astype(np.uint16)
     icc = GREY_ICC if channels < 3 else ICC['sRGB']
     exif = exif_of(1).tobytes()[6:]
-    images.write_file(tmp_path / f'a{suffix}', images.encode(image, suffix, Metadata(icc, exif)))
+    write_file(tmp_path / f'a{suffix}', images.encode(image, suffix, Metadata(icc, exif)))
     predict(small, tmp_path / f'a{suffix}', tmp_path / 'out', PredictOptions(format=suffix[1:]))
     target = tmp_path / 'out' / f'a{suffix}'
     result = images.decode('a', target)
@@ -113,7 +114,7 @@ def test_metadata_that_does_not_fit_is_left_out(tmp_path):
     Image.fromarray(picture(0)).save(tmp_path / 'b.jpg', exif=b'Exif\0\0II*\0\xff\xff\0\0')
     assert images.read_metadata('b', tmp_path / 'b.jpg') == Metadata()
     large = Metadata(bytes(16) + b'RGB ' + os.urandom(200_000), b'II*\0' + bytes(70_000))
-    images.write_file(tmp_path / 'c.jpg', images.encode(picture(0), '.jpg', large))
+    write_file(tmp_path / 'c.jpg', images.encode(picture(0), '.jpg', large))
     assert Image.open(tmp_path / 'c.jpg').info['icc_profile'] == large.icc  # in four pieces
     assert not images.read_metadata('c', tmp_path / 'c.jpg').exif  # which JPEG has no place for
 
@@ -257,7 +258,7 @@ def test_an_output_that_cannot_be_written_is_one_error(small, tmp_path, monkeypa
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(images, 'write_file', full)
+    monkeypatch.setattr('p2p_jax.predict.write_file', full)
     with pytest.raises(UserError, match=r'a.png: cannot be written \(.*No space left on device\); started again'):
         predict(small, tmp_path / 'a.png', tmp_path / 'out', PredictOptions())
 

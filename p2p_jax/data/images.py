@@ -7,7 +7,6 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import imagecodecs
@@ -17,6 +16,7 @@ from PIL import Image
 
 from p2p_jax.data import metadata as meta
 from p2p_jax.data.metadata import Metadata
+from p2p_jax.files import write_file
 from p2p_jax.lookup import UserError
 
 EXTENSIONS = frozenset(('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'))
@@ -332,26 +332,8 @@ def encode(image: np.ndarray, suffix: str, metadata: Metadata) -> bytes:
     return meta.into_png(bytes(imagecodecs.png_encode(flat, level=6)), metadata)
 
 
-def write_file(path: Path, content: bytes, ready: Callable[[os.stat_result], None] = lambda _: None) -> None:
-    """Writes a file under a temporary name first, so that no half file is left.
-
-    Args:
-      path: of the file.
-      content: all of it.
-      ready: is told size and time of the whole file just before it gets its name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(content)
-        ready(temporary.stat())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 or uint16 (height, width, 1 to 4) by the path's ending; see `encode` and `write_file`."""
+    """Writes uint8 or uint16 (height, width, 1 to 4) by the path's ending; see `encode` and `files.write_file`."""
     write_file(path, encode(image, path.suffix.lower(), Metadata()))
 
 
