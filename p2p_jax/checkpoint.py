@@ -136,7 +136,11 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         return _rewrap(restored['state'], jax.local_devices())
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until all is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until all is on disk, and ends."""
+        self.wait()
         self._manager.close()

@@ -11,6 +11,7 @@ verbs:
   generate   makes images of labels
   export     writes a checkpoint's generator for this and for other programs, and compares what they give
   import_torch  writes weights of PyTorch (pix2pix, CycleGAN, NAFNet) to one file
+  replay     does the update again at which a training stopped because its numbers were not finite
 
 flags of train:
   --config=FILE[:PRESET]  for example configs/sample.py, which needs no download; configs/sidd.py:nafnet
@@ -82,6 +83,9 @@ flags of import_torch:
   --output=FILE           for example model.safetensors; must not exist
   --statistics=WHICH      of batch norm: running (default), gathered in training, or batch, those of the image at hand,
                           as the reference pix2pix tests; dropout, which it then leaves on, is off here
+
+flags of replay:
+  --input=DIR             the folder nonfinite_… in the workdir of that training
 
 examples:
   python -m p2p_jax.main --config=configs/sample.py --workdir=runs/sample
@@ -338,6 +342,12 @@ def _import_torch(_: Any) -> None:
     import_torch(Path(_INPUT.value), Path(_OUTPUT.value), config, _STATISTICS.value or 'running')
 
 
+def _replay(_: Any) -> None:
+    from p2p_jax.diagnosis import replay
+
+    replay(Path(_INPUT.value))
+
+
 _OF_MODEL = ('workdir', 'model', 'checkpoint')
 _MODE = ('statistics', 'dropout')
 _OF_EVALUATE = (*_MODE, 'split', 'y-channel', 'lpips', 'worst', 'protocol', 'tile', 'overlap', 'html')
@@ -359,6 +369,7 @@ _VERBS = {
     ),
     'export': (_export, ('output',), (*_OF_MODEL, 'format', 'raw', 'size', 'input')),
     'import_torch': (_import_torch, ('input', 'output'), ('statistics',)),
+    'replay': (_replay, ('input',), ()),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from p2p_jax.faults import ON_NONFINITE
 from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.losses import LEAST_SIZES, PIXEL_LOSSES
 from p2p_jax.metrics import SSIM_WINDOW
@@ -131,6 +132,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'train.batch_size': _least(1),
     'train.accumulate': _least(1),
     'train.patience': _least(1, ', or None'),
+    'fault.on_nonfinite': (lambda v: v in ON_NONFINITE, ', '.join(ON_NONFINITE)),
+    'fault.skip_limit': _least(1),
+    'fault.rollback_limit': _least(1),
+    'fault.rollback_lr_factor': (lambda v: 0 < v <= 1, 'in (0, 1]'),
+    'fault.collapse_steps': _least(1, ', or None'),
+    'fault.collapse_eps': _least(0),
     'eval.batch_size': _least(1),
     'eval.names': (lambda v: len(v) == 2, 'two names, of the input and the output'),
     'eval.pictures': _least(0),
@@ -146,7 +153,7 @@ _OWN_OPTIM = {'name', 'lr', 'b1', 'b2', 'weight_decay', 'clip_norm', 'schedule'}
 _OWN_OPTIM |= {'decay_factor', 'plateau_metric', 'plateau_patience'}
 _OPTIONAL |= {'optim.decay_every', *(f'optim.discriminator.{key}' for key in _OWN_OPTIM)}
 _OPTIONAL |= {'train.steps', 'train.epochs', 'train.patience', 'generator.nafnet.local_size'}
-_OPTIONAL |= {'loss.vgg_scores.weights'}
+_OPTIONAL |= {'loss.vgg_scores.weights', 'fault.collapse_steps'}
 _OPTIONAL |= {f'{section}.every_{unit}' for section in ('log', 'eval', 'checkpoint') for unit in ('steps', 'epochs')}
 
 

@@ -3,18 +3,19 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from p2p_jax import datasets, finetune, inference, report
+from p2p_jax import datasets, diagnosis, finetune, inference, report
 from p2p_jax.checkpoint import Checkpoints, replicate
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData
 from p2p_jax.data.records import SPLITS, Splits
@@ -22,9 +23,12 @@ from p2p_jax.evaluate import build_evaluator, evaluate_model
 from p2p_jax.generate import build_sampler
 from p2p_jax.job import Job, build_job, training_size
 from p2p_jax.lookup import UserError, shortlist
-from p2p_jax.loop import Lengths, Run, say
+from p2p_jax.loop import Lengths, NonFinite, Run, map_steps, say
 from p2p_jax.settings import check, flatten, takes_labels
-from p2p_jax.state import TrainState
+from p2p_jax.state import Fault, TrainState
+
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
 
 # A resumed training must not change these: the networks, or the data that scores were measured on.
 _FIXED_DATA = ('split', 'split_seed', 'own_split', 'limit', 'direction', 'channels', 'classes')
@@ -128,6 +132,92 @@ def _rows(job: Job, config: ml_collections.ConfigDict) -> Callable[[Any], list[l
     return lambda variables: [sample(variables, label, count, config.seed) for label in range(len(job.classes))]
 
 
+def _go_back(run: Run, state: TrainState) -> TrainState:
+    """Returns the state of the latest checkpoint, or of the start, with lower rates and the batches after the bad one.
+
+    What a checkpoint says of former rollbacks is what was known when it was saved, and a training that is killed after
+    this comes to the same point again: it equals one that was never interrupted.
+    """
+    fault = jax.device_get(state.fault)
+    run.checkpoints.wait()
+    count = int(fault.rollbacks) + 1
+    say(
+        f'step {fault.step}: {run.job.terms[fault.term]} became NaN or infinite; going back, {count} of at most '
+        f'{run.job.faults.rollback_limit} times, with learning rates times {run.job.faults.rollback_lr_factor**count:g}'
+    )
+    before = _initial_state(run.job, run.config, run.checkpoints, run.workdir)
+    return replicate(before.replace(batch=fault.batch + 1, fault=Fault.none(count)))
+
+
+def _diagnose(run: Run, state: TrainState, began: tuple[int, int]) -> str:
+    """Keeps the update that stopped a training, looks at it, and returns what there is to say.
+
+    Args:
+      run: the training.
+      state: as it was stopped.
+      began: the counts of steps and of batches before the first of the loop.
+    """
+    fault, last = jax.device_get(state.fault), run.checkpoints.latest()
+    step, batch = began
+    phase = next(itertools.islice(run.job.phases(step, run.lengths.total), int(fault.batch) - batch, None))[1]
+    facts = {'phase': phase, 'steps': run.lengths.total, 'checkpoint': last}
+    folder = diagnosis.keep(run.workdir, run.config, run.job, run.data, state, facts)
+    before = diagnosis.state_before(state)
+    numbers = diagnosis.inspect(run.job, phase, before, run.data.batch(int(fault.batch)), run.frozen, jax.devices())
+    diagnosis.note(folder, numbers)
+    good = f'the last good checkpoint is that of step {last}' if last is not None else 'no checkpoint exists'
+    counts = {'updates skipped': int(fault.skipped), 'rollbacks': int(fault.rollbacks)}
+    shown = ', '.join(f'{count} {what}' for what, count in counts.items() if count)
+    return (
+        f'step {fault.step}: {run.job.terms[fault.term]} became NaN or infinite first{shown and f" ({shown})"}; '
+        f'{good} in {run.checkpoints.folder}. Nothing later was saved. A lower optim.lr may help.\n'
+        f'{diagnosis.summary(numbers)}\n'
+        f'Once more: python -m p2p_jax.main replay --input={folder}'
+    )
+
+
+def _run(build: Callable[['MetricWriter'], Run], workdir: Path, state: TrainState) -> None:
+    """Trains to the end, back and forth where the configuration wants it.
+
+    Args:
+      build: makes what runs, given the writer.
+      workdir: of the training.
+      state: to start from.
+
+    Raises:
+      UserError: the numbers went wrong; with a diagnosis.
+    """
+    # After the checks, for it imports TensorFlow.
+    from p2p_jax.writers import build_writer
+
+    while True:
+        began = int(state.step), int(state.batch)
+        if jax.process_index() == 0:
+            _cut_back(workdir / 'metrics.jsonl', began[0])
+        with contextlib.closing(build_writer(workdir, only_log=jax.process_index() > 0)) as writer:
+            _introduce(state, writer)
+            run = build(writer)
+            try:
+                return run.loop(state)
+            except NonFinite as stopped:
+                state = stopped.state
+        faults = run.job.faults
+        if faults.on_nonfinite != 'rollback' or state.fault.rollbacks >= faults.rollback_limit:
+            raise UserError(_diagnose(run, state, began))
+        state = _go_back(run, state)
+
+
+def _introduce(state: TrainState, writer: 'MetricWriter') -> None:
+    """Says what is trained, and on what."""
+    overview = parameter_overview.get_parameter_overview(state.generator.params, include_stats=False)
+    writer.write_texts(int(state.step), {'generator': f'```\n{overview}\n```'})
+    parameters = {'generator': parameter_overview.count_parameters(state.generator.params)}
+    if state.discriminator:
+        parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
+    say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
+    say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
+
+
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Trains what a configuration says, resuming where `workdir` holds a training, and scores the test split.
 
@@ -158,26 +248,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         state = _initial_state(job, config, checkpoints, workdir)
         patience = config.train.patience
         if int(state.step) < lengths.total and (patience is None or state.stalled < patience):
-            # After the checks, for it imports TensorFlow.
-            from p2p_jax.writers import build_writer
-
             if jax.process_index() == 0:
                 report.write_json(workdir / 'config.json', config.to_dict())
                 datasets.store_splits(workdir, splits)
-                _cut_back(workdir / 'metrics.jsonl', int(state.step))
-            with (
-                _log_to_file(workdir),
-                contextlib.closing(build_writer(workdir, only_log=jax.process_index() > 0)) as writer,
-            ):
-                overview = parameter_overview.get_parameter_overview(state.generator.params, include_stats=False)
-                writer.write_texts(int(state.step), {'generator': f'```\n{overview}\n```'})
-                parameters = {'generator': parameter_overview.count_parameters(state.generator.params)}
-                if state.discriminator:
-                    parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
-                say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
-                say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
-                run = Run(config, job, frozen, lengths, _data(config, splits), evaluate, checkpoints, writer, workdir)
-                run.loop(state)
+            parts = (config, job, map_steps(job, lengths.total), frozen, lengths, _data(config, splits), evaluate)
+            with _log_to_file(workdir):
+                _run(functools.partial(Run, *parts, checkpoints, workdir), workdir, state)
     if job.classes:
         say(f'pictures of each class: {workdir / "samples"}')
         return

@@ -54,6 +54,7 @@ ORDER = [
     'p2p_jax.perceptual',
     'p2p_jax.optim',
     'p2p_jax.state',
+    'p2p_jax.faults',
     'p2p_jax.settings',
     'p2p_jax.job',
     'p2p_jax.steps',
@@ -76,6 +77,7 @@ ORDER = [
     'p2p_jax.evaluate',
     'p2p_jax.sidd',
     'p2p_jax.finetune',
+    'p2p_jax.diagnosis',
     'p2p_jax.writers',
     'p2p_jax.loop',
     'p2p_jax.train',
@@ -140,7 +142,7 @@ def test_help_is_quick_and_light():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'generate', 'export', 'import_torch'):
+    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'generate', 'export', 'import_torch', 'replay'):
         assert f'\n  {verb} ' in done.stdout
 
 
