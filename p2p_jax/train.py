@@ -166,10 +166,10 @@ def _diagnose(run: Run, state: TrainState, began: tuple[int, int]) -> str:
     numbers = diagnosis.inspect(run.job, phase, before, run.data.batch(int(fault.batch)), run.frozen, jax.devices())
     diagnosis.note(folder, numbers)
     good = f'the last good checkpoint is that of step {last}' if last is not None else 'no checkpoint exists'
-    counts = {'updates skipped': int(fault.skipped), 'rollbacks': int(fault.rollbacks)}
-    shown = ', '.join(f'{count} {what}' for what, count in counts.items() if count)
+    tried = {'skip': f', in {fault.row} updates in a row', 'rollback': f', after going back {fault.rollbacks} times'}
+    how = tried.get(run.job.faults.on_nonfinite, '')
     return (
-        f'step {fault.step}: {run.job.terms[fault.term]} became NaN or infinite first{shown and f" ({shown})"}; '
+        f'step {fault.step}: {run.job.terms[fault.term]} became NaN or infinite first{how}; '
         f'{good} in {run.checkpoints.folder}. Nothing later was saved. A lower optim.lr may help.\n'
         f'{diagnosis.summary(numbers)}\n'
         f'Once more: python -m p2p_jax.main replay --input={folder}'

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from p2p_jax.lookup import UserError
 from p2p_jax.losses import PIXEL_LOSSES
 from p2p_jax.settings import check
 from p2p_jax.train import train
-from tests.conftest import small_config
+from tests.conftest import small_config, write_pairs
 from tests.test_steps import SMALL, batches, equal, make, run
 from tests.test_train import read_log, restore
 
@@ -29,7 +30,7 @@ def poison(value_range):
     plain = L1(value_range)
 
     def loss(output, target):
-        return jnp.where(jnp.all(target > value_range[1] - 1e-3), jnp.nan, plain(output, target))
+        return jnp.where(jnp.all(target > value_range[1] - 1e-3), jnp.nan, 1.0) * plain(output, target)
 
     return loss
 
@@ -37,8 +38,8 @@ def poison(value_range):
 L1 = PIXEL_LOSSES['l1']
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
+@pytest.fixture(autouse=True, scope='module')
+def poisoned():
     """Makes batches with the numbers in the set that it gives end in NaN."""
     numbers = set()
     honest = TrainData.batch
@@ -47,19 +48,34 @@ def poisoned(monkeypatch):
         made = honest(self, number)
         return made | {'target': np.full_like(made['target'], 255)} if number in numbers else made
 
-    monkeypatch.setattr(TrainData, 'batch', batch)
-    monkeypatch.setitem(PIXEL_LOSSES, 'l1', poison)
-    return numbers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainData, 'batch', batch)
+        patch.setitem(PIXEL_LOSSES, 'l1', poison)
+        yield numbers
 
 
-@pytest.fixture
-def config(pairs):
+def quick(root):
     """A generator alone of few layers, for a quick compilation."""
-    config = small_config(pairs)
+    for seed, split in ((0, 'train'), (100, 'val'), (200, 'test')):
+        write_pairs(root / split, 6, seed)
+    config = small_config(root)
     config.gan.weight = 0.0
     config.train.steps = 6
-    config.eval.update(every_steps=6, crop_size=16, batch_size=4)
+    config.eval.update(every_steps=6, crop_size=16, batch_size=6)
     return config
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory, poisoned):
+    """A training that went back twice and stopped at the third time: its workdir, configuration and message."""
+    root = tmp_path_factory.mktemp('stopped')
+    config = quick(root / 'pairs')
+    config.fault.update(on_nonfinite='rollback', rollback_limit=2, rollback_lr_factor=0.25)
+    poisoned.update({0, 5, 6})
+    with pytest.raises(UserError) as error:
+        train(config, root / 'run')
+    poisoned.clear()
+    return root / 'run', config, str(error.value)
 
 
 def white(batch):
@@ -99,78 +115,73 @@ def test_a_skipped_update_leaves_everything_that_is_trained():
     assert same(frozen, later) and frozen.fault.step == 5
 
 
-def test_skipping_goes_on_and_says_so(config, poisoned, tmp_path, capsys):
-    poisoned.add(2)
+def test_skipping_goes_on_and_says_so(poisoned, tmp_path, capsys):
+    config = quick(tmp_path / 'pairs')
     config.fault.on_nonfinite = 'skip'
+    poisoned.add(2)
     train(config, tmp_path / 'run')
-    out = capsys.readouterr().out
-    assert out.count('1 of 2 updates skipped') == 1
+    poisoned.clear()
+    assert capsys.readouterr().out.count('1 of 2 updates skipped') == 1
     log = {line['step']: line for line in read_log(tmp_path / 'run') if 'loss/l1' in line}
     assert [log[step][SKIPPED] for step in (2, 4, 6)] == [0, 0.5, 0]
     assert all(math.isfinite(line['loss/l1']) for line in log.values())
     assert restore(tmp_path / 'run', config, 6).fault.skipped == 1
 
 
-def test_stops_with_a_diagnosis_that_can_be_replayed(config, poisoned, tmp_path, capsys):
-    poisoned.add(4)
-    with pytest.raises(UserError) as stopped:
-        train(config, tmp_path / 'run')
-    message, folder = str(stopped.value), tmp_path / 'run' / 'nonfinite_0000005'
-    assert message.startswith('step 5: loss/l1 became NaN or infinite first; the last good checkpoint is that of step 4')
-    assert 'the first value that is not finite: loss/l1' in message
-    assert 'grad_norm/generator/down_0: nan' in message
+def test_stops_with_a_diagnosis(stopped):
+    workdir, config, message = stopped
+    folder = workdir / 'nonfinite_0000005'
+    assert message.startswith(
+        'step 5: loss/l1 became NaN or infinite first, after going back 2 times; the last good checkpoint is that of '
+        f'step 4 in {workdir}'
+    )
+    assert 'the first value that is not finite: loss/l1\n  grad_norm/generator/down_0: nan' in message
     assert f'replay --input={folder}' in message
-
     facts = json.loads((folder / diagnosis.FACTS).read_text())
-    assert (facts['step'], facts['batch'], facts['seed'], facts['term']) == (5, 4, 0, 'loss/l1')
+    assert (facts['step'], facts['batch'], facts['seed'], facts['term']) == (5, 6, 0, 'loss/l1')
     assert (facts['checkpoint'], facts['phase'], len(facts['records'])) == (4, 'generator', 4)
     assert set(facts['records']) <= {f'train/{i}' for i in range(6)}
-    batch = np.load(folder / 'batch_0.npz')
-    assert (batch['target'] == 255).all() and not (batch['condition'] == 255).all()
-    at_checkpoint, before = restore(tmp_path / 'run', config, 4), restore(folder, config, 5)
-    assert (before.step, before.batch, before.fault.step) == (4, 4, -1)
-    assert equal(at_checkpoint, before)
+    with np.load(folder / 'batch_0.npz') as batch:
+        assert (batch['target'] == 255).all() and not (batch['condition'] == 255).all()
+    at_checkpoint, before = restore(workdir, config, 4), restore(folder, config, 5)
+    assert (before.step, before.batch, before.fault.step, before.fault.rollbacks) == (4, 6, -1, 2)
+    assert equal(at_checkpoint.generator, before.generator)
 
-    capsys.readouterr()
+
+def test_a_replay_gives_the_numbers_of_the_diagnosis(stopped, tmp_path, capsys):
+    folder = tmp_path / 'kept'
+    shutil.copytree(stopped[0] / 'nonfinite_0000005', folder)
     numbers = diagnosis.replay(folder)
+    facts = json.loads((folder / diagnosis.FACTS).read_text())
     assert {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()} == facts['numbers']
     out = capsys.readouterr().out
-    assert 'step 5: first not finite: loss/l1' in out and 'generator/up_0' in out
+    assert 'step 5: first not finite: loss/l1' in out
     names = list(numbers)
-    assert names.index('generator/down_0') < names.index('generator/up_0') < names.index('loss/l1')
-    assert names[-1] == 'grad_norm/generator'
+    places = [names.index(name) for name in ('target', 'generator/down_0', 'generator/up_0', 'loss/l1')]
+    assert places == sorted(places) and names[-1] == 'grad_norm/generator'
+    assert math.isnan(numbers['grad_norm/generator/up_1']) and numbers['condition'] == pytest.approx(1, abs=0.2)
     (folder / 'batch_0.npz').write_bytes(b'no archive')
     with pytest.raises(UserError, match='damaged'):
         diagnosis.replay(folder)
 
 
-def test_goes_back_to_other_batches_and_a_lower_rate(config, poisoned, tmp_path, capsys):
-    poisoned.update({4, 5})
-    config.fault.update(on_nonfinite='rollback', rollback_limit=2, rollback_lr_factor=0.25)
-    train(config, tmp_path / 'whole')
+def test_goes_back_to_other_batches_and_a_lower_rate_also_when_killed_meanwhile(stopped, poisoned, capsys):
+    """The training that stopped goes on from its checkpoint, in which nothing of the second time is said."""
+    workdir, config, _ = stopped
+    config.fault.rollback_limit = 3
+    poisoned.update({0, 5, 6})
+    train(config, workdir)
     assert capsys.readouterr().out.count('going back') == 2
-    state = restore(tmp_path / 'whole', config, 6)
-    assert (state.step, state.batch, state.fault.rollbacks, state.fault.step) == (6, 8, 2, -1)
+    train(config, workdir.parent / 'whole')
+    poisoned.clear()
+    assert capsys.readouterr().out.count('going back') == 3
+    state = restore(workdir.parent / 'whole', config, 6)
+    assert equal(state, restore(workdir, config, 6))
+    assert (state.step, state.batch, state.fault.rollbacks, state.fault.step) == (6, 9, 3, -1)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    rates = [(line['step'], line['lr/generator']) for line in read_log(tmp_path / 'whole') if 'loss/l1' in line]
-    assert rates == [(2, pytest.approx(2e-4)), (4, pytest.approx(2e-4)), (6, pytest.approx(2e-4 / 16))]
-
-    # Killed at the second time, started again.
-    config.fault.rollback_limit = 1
-    with pytest.raises(UserError, match=r'step 5: loss/l1 became .*first \(2 updates skipped, 1 rollbacks\)'):
-        train(config, tmp_path / 'parts')
-    config.fault.rollback_limit = 2
-    train(config, tmp_path / 'parts')
-    assert equal(state, restore(tmp_path / 'parts', config, 6))
-
-
-def test_goes_back_to_the_start_where_there_is_no_checkpoint(config, poisoned, tmp_path):
-    poisoned.add(0)
-    config.fault.on_nonfinite = 'rollback'
-    config.update_from_flattened_dict({'train.steps': 2, 'eval.every_steps': 2})
-    train(config, tmp_path / 'run')
-    state = restore(tmp_path / 'run', config, 2)
-    assert (state.step, state.batch, state.fault.rollbacks) == (2, 3, 1)
+    for place in (workdir, workdir.parent / 'whole'):
+        rates = [(line['step'], line['lr/generator']) for line in read_log(place) if 'loss/l1' in line]
+        assert rates == [(step, pytest.approx(2e-4 * 0.25**times)) for step, times in ((2, 1), (4, 1), (6, 3))]
 
 
 def options(**changes):
