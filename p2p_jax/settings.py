@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from p2p_jax.configfile import flatten
 from p2p_jax.faults import ON_NONFINITE
 from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.losses import LEAST_SIZES, PIXEL_LOSSES
@@ -155,14 +156,6 @@ _OPTIONAL |= {'optim.decay_every', *(f'optim.discriminator.{key}' for key in _OW
 _OPTIONAL |= {'train.steps', 'train.epochs', 'train.patience', 'generator.nafnet.local_size'}
 _OPTIONAL |= {'loss.vgg_scores.weights', 'fault.collapse_steps'}
 _OPTIONAL |= {f'{section}.every_{unit}' for section in ('log', 'eval', 'checkpoint') for unit in ('steps', 'epochs')}
-
-
-def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Returns nested dictionaries as one, whose keys are joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
-    return flat
 
 
 def build_losses(config: ml_collections.ConfigDict) -> dict[str, tuple[Callable[..., jax.Array], float]]:

@@ -15,8 +15,9 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from p2p_jax import datasets, diagnosis, finetune, inference, report
+from p2p_jax import datasets, diagnosis, finetune, inference, provenance, report
 from p2p_jax.checkpoint import Checkpoints, replicate
+from p2p_jax.configfile import flatten
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData
 from p2p_jax.data.records import SPLITS, Splits
 from p2p_jax.evaluate import build_evaluator, evaluate_model
@@ -24,7 +25,7 @@ from p2p_jax.generate import build_sampler
 from p2p_jax.job import Job, build_job, training_size
 from p2p_jax.lookup import UserError, shortlist
 from p2p_jax.loop import Lengths, NonFinite, Run, map_steps, say
-from p2p_jax.settings import check, flatten, takes_labels
+from p2p_jax.settings import check, takes_labels
 from p2p_jax.state import Fault, TrainState
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             if jax.process_index() == 0:
                 report.write_json(workdir / 'config.json', config.to_dict())
                 datasets.store_splits(workdir, splits)
+                provenance.append(workdir, provenance.describe(int(state.step), config.to_dict()))
             parts = (config, job, map_steps(job, lengths.total), frozen, lengths, _data(config, splits), evaluate)
             with _log_to_file(workdir):
                 _run(functools.partial(Run, *parts, checkpoints, workdir), workdir, state)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     'p2p_jax',
     'p2p_jax.lookup',
+    'p2p_jax.configfile',
     'p2p_jax.unpickle',
     'p2p_jax.statedict',
     'p2p_jax.data.metadata',
@@ -62,6 +63,7 @@ ORDER = [
     'p2p_jax.modelfile',
     'p2p_jax.torch_weights',
     'p2p_jax.report',
+    'p2p_jax.provenance',
     'p2p_jax.html',
     'p2p_jax.datasets',
     'p2p_jax.tiling',

@@ -1,13 +1,14 @@
 """Training from end to end on made-up pairs; the command line is in test_main."""
 
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from configs import polyu
-from p2p_jax import datasets, inference
+from p2p_jax import configfile, datasets, inference, provenance
 from p2p_jax.checkpoint import FOLDER, Checkpoints
 from p2p_jax.data.images import decode, header, read_image, write_image
 from p2p_jax.datasets import find_splits
@@ -63,6 +64,25 @@ def test_leaves_what_the_readme_promises(trained):
     assert 'loss/l1' in (workdir / 'train.log').read_text()
 
 
+def test_the_start_is_noted(trained):
+    workdir, config = trained
+    (start,) = provenance.read(workdir)
+    assert start['config'] == json.loads((workdir / 'config.json').read_text())
+    assert start['command'] == sys.orig_argv
+    assert (start['step'], start['seed'], len(start['devices'])) == (0, config.seed, 2) and start['host']
+    packages = {'python', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'p2p_jax'}
+    assert packages < start['versions'].keys() and start['versions']['jax'] == jax.__version__
+
+
+def test_the_stored_configuration_repeats_the_training_bit_for_bit(trained, tmp_path):
+    workdir, _ = trained
+    config = configfile.get_config(str(workdir / 'config.json'))
+    train(config, tmp_path / 'again')
+    runs = [restore(place, config, 8) for place in (workdir, tmp_path / 'again')]
+    for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_finished_training_is_not_trained_again(trained, capsys):
     workdir, config = trained
     log = (workdir / 'metrics.jsonl').read_text()
@@ -78,7 +98,7 @@ def test_logs_all_that_was_promised(trained):
     assert [line['step'] for line in training] == [2, 4, 6, 8]
     names = {'loss/l1', 'loss/gan', 'loss/d_real', 'loss/d_generated', 'd/real', 'd/generated', 'images_per_second'}
     names |= {f'{kind}/{network}' for kind in ('grad_norm', 'lr') for network in ('generator', 'discriminator')}
-    names |= {'g/loss', 'd/loss'}
+    names |= {'g/loss', 'd/loss', 'd/collapsed'}
     assert names | {'step', 'time'} == set(training[0])
     validation = [line for line in lines if 'val/psnr' in line]
     assert [line['step'] for line in validation] == [4, 8]
