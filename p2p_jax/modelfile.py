@@ -119,9 +119,31 @@ def read(path: Path) -> tuple[PyTree, Facts]:
             f'--model={path}: its header is not one of p2p_jax; it was written by something else. '
             'A model file is made by `python -m p2p_jax.main export`, or import_torch from weights of PyTorch.'
         )
-    content = json.loads(header)
+    try:
+        return traverse_util.unflatten_dict(arrays, sep='|'), _facts(path, json.loads(header))
+    # Of keys such as 'a' and 'a|b', one is no leaf.
+    except (ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
+        raise UserError(f'--model={path}: its header is damaged ({error})') from None
+
+
+def _facts(path: Path, content: Any) -> Facts:
+    """The facts that the header of a file holds.
+
+    Raises:
+      UserError: a newer version wrote them.
+      ValueError: they are none.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get('version'), int):
+        raise ValueError('it names no version')
     if content.pop('version') > VERSION:
-        raise UserError(
-            f'--model={path}: written by p2p_jax {content["p2p_jax"]}, whose files this version cannot read; update it'
-        )
-    return traverse_util.unflatten_dict(arrays, sep='|'), Facts(**content)
+        writer = content.get('p2p_jax')
+        raise UserError(f'--model={path}: written by p2p_jax {writer}, whose files this version cannot read; update it')
+    fields = {field.name: field for field in dataclasses.fields(Facts)}
+    needed = {name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING}
+    if not needed <= content.keys() <= fields.keys():
+        raise ValueError(f'it should have {", ".join(fields)}, not {", ".join(content)}')
+    kinds = {'config': dict, 'step': int, 'scale': (int, float), 'scores': dict, 'folded': bool, 'examples': dict}
+    for name, value in content.items():
+        if not isinstance(value, kinds.get(name, str)):
+            raise ValueError(f'{name}={value!r}')
+    return Facts(**content)

@@ -280,6 +280,14 @@ def _check_optim(config: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
+def _holds(test: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value passes; one of another kind, such as (None, 1) for two numbers, does not."""
+    try:
+        return test(value)
+    except TypeError:
+        return False
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Checks the values of a configuration that need neither data nor networks.
 
@@ -295,16 +303,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     problems = [f'{key}=None: expected a value' for key, v in values.items() if v is None and key not in _OPTIONAL]
     for key, (test, expected) in _CHECKS.items():
-        if values[key] is not None and not test(values[key]):
+        if values[key] is not None and not _holds(test, values[key]):
             problems.append(f'{key}={values[key]}: expected {expected}')
     weights = {key: v for key, v in values.items() if key.startswith('loss.') and key.endswith('.weight')}
     problems += [f'{key}={v}: expected at least 0' for key, v in weights.items() if v is not None and v < 0]
-    problems += _check_sizes(config.data)
-    if 'camera' in config.degrade.name.split('+') and config.data.channels != 3:
-        problems.append(f'degrade.name={config.degrade.name}: a camera has three channels; set data.channels=3')
-    if not config.gan.weight and not any(weights.values()):
-        problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
     if not problems:  # these compare values that are right by themselves
+        problems = _check_sizes(config.data)
+        if 'camera' in config.degrade.name.split('+') and config.data.channels != 3:
+            problems.append(f'degrade.name={config.degrade.name}: a camera has three channels; set data.channels=3')
+        if not config.gan.weight and not any(weights.values()):
+            problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
+    if not problems:
         problems = _check_losses(config) + _check_optim(config) + _check_conditions(config) + _check_scores(config)
     if problems:
         raise UserError(f'the configuration has {len(problems)} bad values:{shortlist(problems)}')

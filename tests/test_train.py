@@ -240,6 +240,8 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
         ({'gan.weight': 0.0, 'loss.l1.weight': 0.0}, 'nothing is left to train on'),
         ({'degrade.poisson_gaussian.read': (0.02, 0.01)}, 'expected two numbers of at least 1e-09, the lower first'),
         ({'eval.names': ('noisy',)}, 'expected two names'),
+        ({'degrade.awgn.std': (None, 1.0)}, r'degrade.awgn.std=\(None, 1.0\): expected two numbers of at least 0'),
+        ({'data.crop_size': None, 'data.resize': 64}, 'data.crop_size=None: expected a value'),
         ({'discriminator.patchgan.width': 0}, 'discriminator.patchgan.width=0: expected at least 1'),
         ({'data.dir': '/none'}, "data.dir='/none': no such folder"),
         ({'train.steps': 0}, 'train.steps=0 and train.epochs=None: expected at least 1'),
