@@ -142,7 +142,8 @@ def _facts(path: Path, content: Any) -> Facts:
     needed = {name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING}
     if not needed <= content.keys() <= fields.keys():
         raise ValueError(f'it should have {", ".join(fields)}, not {", ".join(content)}')
-    kinds = {'config': dict, 'step': int, 'scale': (int, float), 'scores': dict, 'folded': bool, 'examples': dict}
+    kinds: dict[str, Any] = {'config': dict, 'step': int, 'scale': (int, float), 'scores': dict}
+    kinds |= {'folded': bool, 'examples': dict}
     for name, value in content.items():
         if not isinstance(value, kinds.get(name, str)):
             raise ValueError(f'{name}={value!r}')

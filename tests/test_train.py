@@ -174,12 +174,26 @@ def test_harmless_changes_are_told(tmp_path):
 
 
 def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(config, tmp_path):
+    config.discriminator.patchgan.update(strided=0, unstrided=2)  # 1×1 convolutions, which compile fast
     config.train.steps = 6
     train(config, tmp_path / 'run')
     config.train.steps = 20
     config.optim.lr = 1e38
-    with pytest.raises(UserError, match=r'step \d+: .*/.* became NaN or infinite first; the last good .* step \d'):
+    with pytest.raises(
+        UserError, match=r'step \d+: .*/.* became NaN or infinite first; the last good .* step \d'
+    ) as error:
         train(config, tmp_path / 'run')
+    (folder,) = (tmp_path / 'run').glob('nonfinite_*')
+    assert str(error.value).endswith(f'replay --input={folder}')
+    numbers = json.loads((folder / 'diagnosis.json').read_text())['numbers']
+    groups = {'parameters of generator/up_0', 'generator/up_0', 'discriminator of real/head'}
+    groups |= {
+        'discriminator of generated/head',
+        'loss/gan',
+        'grad_norm/discriminator/head',
+        'grad_norm/generator/up_0',
+    }
+    assert groups < numbers.keys()
     for step in (int(path.name) for path in (tmp_path / 'run' / FOLDER).iterdir()):
         state = restore(tmp_path / 'run', config, step)
         assert state.fault.step == -1
