@@ -1,8 +1,10 @@
 """Numbers that go wrong: what is skipped, what is gone back on, what is kept, and that it can be done again."""
 
+import functools
 import json
 import math
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,9 @@ import pytest
 
 from p2p_jax import diagnosis
 from p2p_jax.data.pipeline import TrainData
-from p2p_jax.faults import SKIPPED, CollapseWatch, FaultOptions
+from p2p_jax.faults import COLLAPSED, SKIPPED, CollapseWatch, FaultOptions
 from p2p_jax.lookup import UserError
+from p2p_jax.loop import Progress, Run
 from p2p_jax.losses import PIXEL_LOSSES
 from p2p_jax.settings import check
 from p2p_jax.train import train
@@ -198,6 +201,27 @@ def test_a_collapse_is_told_once_each_time(values, kind, word):
     assert watch.see([values] * 9) == []
     assert watch.see([FINE]) == [] and not watch.collapsed
     assert len(watch.see([values] * 5)) == 1
+
+
+def test_the_log_tells_of_a_collapse_and_leaves_out_what_was_skipped(capsys):
+    written = {}
+    writer = types.SimpleNamespace(write_scalars=lambda step, values: written.update({step: values}))
+    log = functools.partial(Run.log, types.SimpleNamespace(watch=CollapseWatch(options()), writer=writer))
+    progress = Progress(first=0, total=9, batch_size=1, marked=(0, 1.0))
+    log(progress, 2, [FINE | {SKIPPED: 0.0}, SURE | {SKIPPED: 0.0}])
+    bad = dict.fromkeys(SURE, math.nan) | {SKIPPED: 1.0}
+    log(progress, 4, [bad, SURE | {SKIPPED: 0.0}])
+    log(progress, 7, [SURE | {SKIPPED: 0.0}] * 3)
+    log(progress, 9, [bad, bad])
+    assert [written[step][COLLAPSED] for step in (2, 4, 7, 9)] == [0, 0, 1, 0]
+    assert [written[step][SKIPPED] for step in (2, 4, 7, 9)] == [0, 0.5, 0, 1]
+    assert written[4]['loss/d_real'] == SURE['loss/d_real'] and math.isnan(written[9]['loss/d_real'])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if 'warning' in line] == [
+        f'step 7: warning: {CollapseWatch(options()).see([SURE] * 3)[0]}'
+    ]
+    assert lines[1].endswith('| 1 of 2 updates skipped') and lines[-1].endswith('| 2 of 2 updates skipped')
+    assert lines[3].endswith('| D collapsed (won)')
 
 
 def test_nothing_is_watched_where_no_number_says_so():
