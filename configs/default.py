@@ -346,6 +346,17 @@ def get_config() -> ConfigDict:
     config.eval.pictures = 4  # rows of the picture: input | output | target
     config.eval.names = ('input', 'output')  # of the two, in tables and pictures
 
+    config.fault = ConfigDict()
+    # Where a loss or a gradient is NaN or infinite: raise (stop) | skip (leave the update out) | rollback (go back to
+    # the latest checkpoint, on to other batches, with lower rates). What stops leaves a folder for the verb replay.
+    config.fault.on_nonfinite = 'raise'
+    config.fault.skip_limit = 10  # skip: so many updates in a row that are left out stop training
+    config.fault.rollback_limit = 3  # rollback: it goes back so many times; the next stops training
+    config.fault.rollback_lr_factor = 0.5  # rollback: each time takes the learning rates times this
+    # It is said when D collapsed for so many of its updates in a row; None: never. Training goes on as it would.
+    config.fault.collapse_steps = optional(int, 500)
+    config.fault.collapse_eps = 1e-3  # collapsed: both losses of D within this of 0, or its two mean scores this close
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = optional(int, 1_000)  # between evaluations; the latest two and the best are kept
     config.checkpoint.every_epochs = optional(int)  # or in epochs

@@ -269,8 +269,12 @@ class Checkpoints:
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
         return _rewrap(self._read(step, 'state', ocp.args.StandardRestore(target)), jax.local_devices())
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until all is on disk; a UserError if that fails."""
         with self._saves():
             self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until all is on disk, and ends."""
+        self.wait()
         self._manager.close()

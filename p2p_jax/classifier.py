@@ -107,11 +107,16 @@ def load(path: Path, flag: str = '--classifier') -> Classifier:
     Raises:
       UserError: the file is missing, truncated, of another kind, or its weights do not fit its network.
     """
-    variables, content = modelfile.read_described(path, flag, _MADE)
-    kind = content.pop('kind', None)
-    if kind != KIND:
-        raise UserError(f'{flag}={path}: it holds a {kind or content.get("network")}, not a classifier. {_MADE}')
-    description = Description(**content | {'classes': tuple(content['classes'])})
+
+    def parse(content: dict[str, Any]) -> Description:
+        kind = content.pop('kind', None)
+        if kind != KIND:
+            raise UserError(f'{flag}={path}: it holds a {kind or content.get("network")}, not a classifier. {_MADE}')
+        kinds = {'classes': list, 'accuracy': float, **dict.fromkeys(('size', 'width', 'test_images', 'steps'), int)}
+        found = modelfile.parse_fields(Description, content, kinds)
+        return dataclasses.replace(found, classes=tuple(found.classes))
+
+    variables, description = modelfile.read_described(path, flag, _MADE, parse)
     image = jnp.zeros((1, description.size, description.size, 3))
     network = description.network()
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image, train=False))

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from p2p_jax.augment import AUGMENTATIONS, augment
 from p2p_jax.data.degrade import DEGRADATIONS, Degradation, chain, cut_blur
+from p2p_jax.faults import FaultOptions
 from p2p_jax.lookup import UserError, pick
 from p2p_jax.losses import GAN_LOSSES, GanLoss
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
@@ -83,6 +84,7 @@ class Job:
       ema_decay: 0 keeps no averages.
       accumulate: parts that a device's share of a batch is worked on in, one after the other.
       lpips: the score of that name, or None.
+      faults: what is done where numbers go wrong.
     """
 
     generator: nn.Module
@@ -96,6 +98,7 @@ class Job:
     ema_decay: float
     accumulate: int
     lpips: Lpips | None
+    faults: FaultOptions
 
     @property
     def watches_psnr(self) -> bool:
@@ -309,4 +312,5 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
         ema_decay=config.ema.decay,
         accumulate=config.train.accumulate,
         lpips=build_lpips(config),
+        faults=FaultOptions(**config.fault),
     )

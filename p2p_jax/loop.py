@@ -18,6 +18,7 @@ from p2p_jax.checkpoint import Checkpoints
 from p2p_jax.data import images
 from p2p_jax.data.pipeline import TrainData, split_over_devices
 from p2p_jax.evaluate import describe
+from p2p_jax.faults import COLLAPSED, SKIPPED, CollapseWatch
 from p2p_jax.job import AXIS, Job
 from p2p_jax.lookup import UserError
 from p2p_jax.state import TrainState
@@ -140,6 +141,35 @@ class InFlight:
             self._ended = now
 
 
+class NonFinite(Exception):  # noqa: N818 - no error where training goes back
+    """A loss or gradient was not finite, and training must not go on as it is.
+
+    Attributes:
+      state: in which the networks are as before that update.
+    """
+
+    def __init__(self, state: TrainState):
+        super().__init__('a loss or gradient was not finite')
+        self.state = state
+
+
+Steps = dict[str, Callable[..., tuple[TrainState, dict[str, jax.Array]]]]
+
+
+def map_steps(job: Job, total: int) -> Steps:
+    """Returns the train step of each phase, mapped over the devices; each is compiled when it is first called."""
+    return {
+        phase: jax.pmap(
+            functools.partial(train_step, job, phase),
+            axis_name=AXIS,
+            in_axes=(None, 0, None),
+            out_axes=(None, None),
+            donate_argnums=0,
+        )
+        for phase in {phase for _, phase in job.phases(0, total)}
+    }
+
+
 @dataclasses.dataclass
 class Standing:
     """Where a training stands, beside its state, so that it goes on as if it had not stopped.
@@ -148,11 +178,13 @@ class Standing:
       recent: the metrics of each step since the last log.
       alone: updates of D alone since the state's step.
       due: the evaluation of the state's step is not done yet.
+      collapsed: kind of collapse to the updates in a row before `recent` in which D was so.
     """
 
     recent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     alone: int = 0
     due: bool = False
+    collapsed: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns what a checkpoint stores."""
@@ -173,35 +205,43 @@ class Run:
 
     config: ml_collections.ConfigDict
     job: Job
+    steps: Steps
     frozen: dict[str, Any]
     lengths: Lengths
     data: TrainData
     evaluate: Callable[[Any], Any]
     checkpoints: Checkpoints
-    writer: 'MetricWriter'
     workdir: Path
     signals: Stop
+    writer: 'MetricWriter'
     standing: Standing
 
+    def __post_init__(self) -> None:
+        self.watch = CollapseWatch(self.job.faults, self.standing.collapsed)
+
     def raise_on_fault(self, state: TrainState) -> None:
-        """Waits for the state; raises a UserError if a loss or gradient was not finite."""
-        fault = jax.device_get(state.fault)
-        if fault.step >= 0:
-            last = self.checkpoints.latest()
-            good = f'the last good checkpoint is that of step {last}' if last is not None else 'no checkpoint exists'
-            raise UserError(
-                f'step {fault.step}: {self.job.terms[fault.term]} became NaN or infinite first; '
-                f'{good} in {self.checkpoints.folder}. Nothing later was saved. A lower optim.lr may help.'
-            )
+        """Waits for the state; raises NonFinite if training must not go on from it."""
+        if state.fault.step >= 0:
+            raise NonFinite(state)
 
     def log(self, progress: Progress, step: int) -> None:
         """Writes the means of the metrics since the last log and prints the progress line."""
-        values, self.standing.recent = jax.device_get(self.standing.recent), []
+        history, self.standing.recent = jax.device_get(self.standing.recent), []
+        skipped = sum(bool(values.get(SKIPPED)) for values in history)
+        seen = [values for values in history if not values.get(SKIPPED)] or history
         # Not every step has every metric: D may start between two logs.
-        means = {name: float(np.mean([step[name] for step in values if name in step])) for name in values[-1]}
+        means = {name: float(np.mean([values[name] for values in seen if name in values])) for name in seen[-1]}
+        if SKIPPED in means:
+            means[SKIPPED] = skipped / len(history)
+        notes = [f'{skipped} of {len(history)} updates skipped'] if skipped else []
+        for line in self.watch.see(history):
+            say(f'step {step}: warning: {line}')
+        if 'd/real' in means:
+            means[COLLAPSED] = float(bool(self.watch.collapsed))
+            notes += [f'D collapsed ({self.watch.collapsed})'] if self.watch.collapsed else []
         means['images_per_second'] = progress.rate(step)
         self.writer.write_scalars(step, means)
-        say(progress.line(step, means))
+        say(' | '.join([progress.line(step, means), *notes]))
 
     def validate(self, progress: Progress, step: int, state: TrainState) -> TrainState:
         """Scores the state on the validation split, shows pictures, saves it with its score, and returns it.
@@ -294,16 +334,6 @@ class Run:
         """Trains to the end. Nothing in here waits for the device but at the intervals."""
         first, lengths = int(state.step), self.lengths
         plan = list(self.job.phases(first, lengths.total))[self.standing.alone :]
-        steps = {
-            phase: jax.pmap(
-                functools.partial(train_step, self.job, phase),
-                axis_name=AXIS,
-                in_axes=(None, 0, None),
-                out_axes=(None, None),
-                donate_argnums=0,
-            )
-            for phase in {phase for _, phase in plan}
-        }
         progress = Progress(first, lengths.total, self.config.train.batch_size)
         in_flight = InFlight()
         if self.standing.due:
@@ -314,7 +344,7 @@ class Run:
         batches = self.data.batches(int(state.batch), len(plan))
         for (step, phase), batch in zip(plan, batches, strict=True):
             local = split_over_devices(batch, jax.local_device_count())
-            state, metrics = steps[phase](state, local, self.frozen)
+            state, metrics = self.steps[phase](state, local, self.frozen)
             self.standing.recent.append(metrics)
             in_flight.add(jax.tree.leaves(metrics)[0])
             self.checkpoints.check()

@@ -11,9 +11,11 @@ verbs:
   generate   makes images of labels
   export     writes a checkpoint's generator for this and for other programs, and compares what they give
   import_torch  writes weights of PyTorch (pix2pix, CycleGAN, NAFNet) to one file
+  replay     does the update again at which a training stopped because its numbers were not finite
 
 flags of train:
-  --config=FILE[:PRESET]  for example configs/sample.py, which needs no download; configs/sidd.py:nafnet
+  --config=FILE[:PRESET]  for example configs/sample.py, which needs no download; configs/sidd.py:nafnet;
+                          WORKDIR/config.json of a training repeats it into another --workdir
   --config.KEY=VALUE      overrides a key of configs/default.py, for example --config.optim.lr=1e-4
   --workdir=DIR           of checkpoints, logs, pictures; default runs/<name of the config file>
 
@@ -92,6 +94,9 @@ flags of import_torch:
   --statistics=WHICH      of batch norm: running (default), gathered in training, or batch, those of the image at hand,
                           as the reference pix2pix tests; dropout, which it then leaves on, is off here
 
+flags of replay:
+  --input=DIR             the folder nonfinite_… in the workdir of that training
+
 A process that is asked to stop by SIGINT (Ctrl-C) or SIGTERM ends within half a minute, a training after it saved its
 step; exit code 128 + the signal's number. A second signal ends it at once. Exit code 2: a problem that the message
 names.
@@ -121,9 +126,12 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
+from p2p_jax import configfile
 from p2p_jax.files import storage_errors
 from p2p_jax.lookup import UserError, pick
 from p2p_jax.stop import Stop, Stopped
+
+_LOADER = Path(configfile.__file__)
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Configuration.', lock_config=True)
 _WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_multi_string('workdir', None, 'Folder of a training.')
@@ -177,6 +185,8 @@ def _one(flag: flags.FlagHolder[Any]) -> str | None:
 
 def _train(config: Any) -> None:
     source = Path(config_flags.get_config_filename(flags.FLAGS['config']))
+    if source == _LOADER and not _WORKDIR.present:
+        raise UserError('--config=FILE.json needs --workdir=DIR: a new one repeats that training, its own resumes it')
     workdir = Path(_one(_WORKDIR) or Path('runs') / source.stem)
     from p2p_jax.train import train
 
@@ -321,7 +331,7 @@ def _sidd_validation(config: Any) -> None:
     output, folder, models = _file(_OUTPUT), _sidd_folder(config), _models()
     from p2p_jax.sidd import validate
 
-    validate(models, _defaults(), folder, _options(), output)
+    validate(models, configfile.defaults(), folder, _options(), output)
 
 
 def _sidd_benchmark(config: Any) -> None:
@@ -376,19 +386,17 @@ def _export(_: Any) -> int:
     return 0 if export.export(_model(raw=_RAW.value), target, size, source, raw=_RAW.value) else 1
 
 
-def _defaults() -> Any:
-    """configs/default.py, which lies beside the package."""
-    path = Path(__file__).parents[1] / 'configs' / 'default.py'
-    if not path.is_file():
-        raise UserError(f'{path} is not there, and is needed; run from a checkout of the repository')
-    return runpy.run_path(str(path))['get_config']()
-
-
 def _import_torch(_: Any) -> None:
-    config = _defaults()
+    config = configfile.defaults()
     from p2p_jax.torch_weights import import_torch
 
     import_torch(Path(_INPUT.value), Path(_OUTPUT.value), config, _STATISTICS.value or 'running')
+
+
+def _replay(_: Any) -> None:
+    from p2p_jax.diagnosis import replay
+
+    replay(Path(_INPUT.value))
 
 
 _OF_MODEL = ('workdir', 'model', 'checkpoint')
@@ -415,6 +423,7 @@ _VERBS = {
     ),
     'export': (_export, ('output',), (*_OF_MODEL, 'format', 'raw', 'size', 'input')),
     'import_torch': (_import_torch, ('input', 'output'), ('statistics',)),
+    'replay': (_replay, ('input',), ()),
 }
 
 
@@ -431,6 +440,38 @@ def _known_keys(tree: Any, prefix: str = '') -> list[str]:
     return keys
 
 
+def _with_loader(argv: list[str]) -> list[str]:
+    """The command line with --config=FILE.json in the way that config_flags, which runs Python, understands."""
+    rewritten = []
+    for before, argument in zip(['', *argv], argv, strict=False):
+        flag = '--config=' if argument.startswith('--config=') else ''
+        stored = argument.endswith('.json') and (flag or before == '--config')
+        rewritten.append(f'{flag}{_LOADER}:{argument.removeprefix(flag)}' if stored else argument)
+    return rewritten
+
+
+def _keys_of(named: str) -> list[str]:
+    """The keys of the configuration that --config names, a file and perhaps its preset."""
+    file, _, preset = (named, '', '') if named.endswith('.json') else named.partition(':')
+    path = Path(file)
+    if not path.is_file():
+        there = sorted(str(p) for p in Path('configs').glob('*.py'))
+        raise UserError(f'--config={path}: no such file. Available: {", ".join(there)}.{_near(str(path), there)}')
+    if path.suffix == '.json':
+        if preset:
+            raise UserError(f'--config={named}: {file} has no presets; leave out :{preset}')
+        return _known_keys(configfile.get_config(file))
+    get_config = runpy.run_path(file).get('get_config')
+    if get_config is None:
+        raise UserError(f'--config={file}: it has no function get_config(); see configs/sample.py')
+    if preset and not inspect.signature(get_config).parameters:
+        raise UserError(f'--config={named}: {file} has no presets; leave out :{preset}')
+    try:
+        return _known_keys(get_config(*([preset] if preset else [])))
+    except ValueError as error:
+        raise UserError(f'--config={named}: {error}') from None
+
+
 def _check_config_flags(argv: list[str]) -> None:
     """Finds an unknown file or key before config_flags does, whose messages are tracebacks."""
     named = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
@@ -439,20 +480,7 @@ def _check_config_flags(argv: list[str]) -> None:
         if any(a.startswith('--config.') for a in argv):
             raise UserError('--config.KEY=VALUE needs --config=FILE')
         return
-    file, _, preset = named[-1].partition(':')
-    path = Path(file)
-    if not path.is_file():
-        there = sorted(str(p) for p in Path('configs').glob('*.py'))
-        raise UserError(f'--config={path}: no such file. Available: {", ".join(there)}.{_near(str(path), there)}')
-    get_config = runpy.run_path(file).get('get_config')
-    if get_config is None:
-        raise UserError(f'--config={file}: it has no function get_config(); see configs/sample.py')
-    if preset and not inspect.signature(get_config).parameters:
-        raise UserError(f'--config={named[-1]}: {file} has no presets; leave out :{preset}')
-    try:
-        keys = _known_keys(get_config(*([preset] if preset else [])))
-    except ValueError as error:
-        raise UserError(f'--config={named[-1]}: {error}') from None
+    keys = _keys_of(named[-1])
     for argument in argv:
         key = argument.removeprefix('--config.').partition('=')[0]
         if argument.startswith('--config.') and key not in keys:
@@ -467,7 +495,7 @@ def _parse(argv: list[str]) -> list[str]:
     # config_flags cannot read None where a number or a text is expected.
     unset = [a for a in argv if a.startswith('--config.') and a.endswith('=None')]
     try:
-        rest = flags.FLAGS([a for a in argv if a not in unset])[1:]
+        rest = flags.FLAGS(_with_loader([a for a in argv if a not in unset]))[1:]
     except flags.Error as error:
         raise UserError(str(error)) from None
     for argument in unset:

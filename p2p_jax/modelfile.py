@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from p2p_jax.lookup import UserError, shortlist
 VERSION = 3
 _KEY = 'p2p_jax'  # of the header's entry
 PyTree = Any
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +100,14 @@ def read(path: Path) -> tuple[PyTree, Facts]:
       UserError: it is missing, truncated, written by something else or by a newer version, or holds a classifier.
     """
     made = 'A model file is made by `python -m p2p_jax.main export`, or import_torch from weights of PyTorch.'
-    variables, content = read_described(path, '--model', made)
-    if 'kind' in content:
-        raise UserError(f'--model={path}: it holds a {content["kind"]}, which makes no images. {made}')
-    return variables, Facts(**content)
+
+    def parse(content: dict[str, Any]) -> Facts:
+        if 'kind' in content:
+            raise UserError(f'--model={path}: it holds a {content["kind"]}, which makes no images. {made}')
+        kinds = {'config': dict, 'step': int, 'scale': (int, float), 'scores': dict, 'folded': bool, 'examples': dict}
+        return parse_fields(Facts, content, kinds)
+
+    return read_described(path, '--model', made, parse)
 
 
 def write_described(path: Path, variables: PyTree, content: dict[str, Any]) -> None:
@@ -119,13 +125,14 @@ def write_described(path: Path, variables: PyTree, content: dict[str, Any]) -> N
     write_file(path, save(arrays, header))
 
 
-def read_described(path: Path, flag: str, made: str) -> tuple[PyTree, dict[str, Any]]:
+def read_described(path: Path, flag: str, made: str, parse: Callable[[dict[str, Any]], T]) -> tuple[PyTree, T]:
     """Returns the arrays and the content of a file of `write_described`.
 
     Args:
       path: of the file.
       flag: that named it, for messages.
       made: a sentence that says how such a file is made, for messages.
+      parse: makes of the header what is returned; a ValueError or TypeError is that of a damaged one.
 
     Raises:
       UserError: it is missing, truncated, written by something else or by a newer version.
@@ -140,12 +147,40 @@ def read_described(path: Path, flag: str, made: str) -> tuple[PyTree, dict[str, 
         raise UserError(f'{flag}={path}: truncated, or no safetensors file ({error})') from None
     if header is None:
         raise UserError(f'{flag}={path}: its header is not one of p2p_jax; it was written by something else. {made}')
-    content = json.loads(header)
-    if content.pop('version') > VERSION:
-        raise UserError(
-            f'{flag}={path}: written by p2p_jax {content["p2p_jax"]}, whose files this version cannot read; update it'
-        )
-    return traverse_util.unflatten_dict(arrays, sep='|'), content
+    try:
+        content = json.loads(header)
+        if not isinstance(content, dict) or not isinstance(content.get('version'), int):
+            raise ValueError('it names no version')
+        if content.pop('version') > VERSION:
+            raise UserError(
+                f'{flag}={path}: written by p2p_jax {content.get("p2p_jax")}, whose files this version cannot read; '
+                'update it'
+            )
+        # Of keys such as 'a' and 'a|b', one is no leaf.
+        return traverse_util.unflatten_dict(arrays, sep='|'), parse(content)
+    except (ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
+        raise UserError(f'{flag}={path}: its header is damaged ({error})') from None
+
+
+def parse_fields(kind: type[T], content: dict[str, Any], kinds: dict[str, Any]) -> T:
+    """Returns a dataclass of what a header says.
+
+    Args:
+      kind: the dataclass.
+      content: of the header.
+      kinds: field to what its value must be, where that is no text.
+
+    Raises:
+      ValueError: fields are missing or unknown, or a value is of another kind.
+    """
+    fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    needed = {name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING}
+    if not needed <= content.keys() <= fields.keys():
+        raise ValueError(f'it should have {", ".join(fields)}, not {", ".join(content)}')
+    for name, value in content.items():
+        if not isinstance(value, kinds.get(name, str)):
+            raise ValueError(f'{name}={value!r}')
+    return kind(**content)
 
 
 def check_fit(variables: PyTree, shapes: PyTree, where: str) -> None:

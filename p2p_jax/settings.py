@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import ml_collections
 
+from p2p_jax.configfile import flatten
+from p2p_jax.faults import ON_NONFINITE
 from p2p_jax.lookup import UserError, pick, shortlist
 from p2p_jax.losses import LEAST_SIZES, PIXEL_LOSSES
 from p2p_jax.metrics import SSIM_WINDOW
@@ -131,6 +133,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'train.batch_size': _least(1),
     'train.accumulate': _least(1),
     'train.patience': _least(1, ', or None'),
+    'fault.on_nonfinite': (lambda v: v in ON_NONFINITE, ', '.join(ON_NONFINITE)),
+    'fault.skip_limit': _least(1),
+    'fault.rollback_limit': _least(1),
+    'fault.rollback_lr_factor': (lambda v: 0 < v <= 1, 'in (0, 1]'),
+    'fault.collapse_steps': _least(1, ', or None'),
+    'fault.collapse_eps': _least(0),
     'eval.batch_size': _least(1),
     'eval.names': (lambda v: len(v) == 2, 'two names, of the input and the output'),
     'eval.pictures': _least(0),
@@ -146,16 +154,8 @@ _OWN_OPTIM = {'name', 'lr', 'b1', 'b2', 'weight_decay', 'clip_norm', 'schedule'}
 _OWN_OPTIM |= {'decay_factor', 'plateau_metric', 'plateau_patience'}
 _OPTIONAL |= {'optim.decay_every', *(f'optim.discriminator.{key}' for key in _OWN_OPTIM)}
 _OPTIONAL |= {'train.steps', 'train.epochs', 'train.patience', 'generator.nafnet.local_size'}
-_OPTIONAL |= {'loss.vgg_scores.weights'}
+_OPTIONAL |= {'loss.vgg_scores.weights', 'fault.collapse_steps'}
 _OPTIONAL |= {f'{section}.every_{unit}' for section in ('log', 'eval', 'checkpoint') for unit in ('steps', 'epochs')}
-
-
-def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Returns nested dictionaries as one, whose keys are joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
-    return flat
 
 
 def build_losses(config: ml_collections.ConfigDict) -> dict[str, tuple[Callable[..., jax.Array], float]]:
@@ -282,6 +282,14 @@ def _check_optim(config: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
+def _holds(test: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value passes; one of another kind, such as (None, 1) for two numbers, does not."""
+    try:
+        return test(value)
+    except TypeError:
+        return False
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Checks the values of a configuration that need neither data nor networks.
 
@@ -297,16 +305,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     problems = [f'{key}=None: expected a value' for key, v in values.items() if v is None and key not in _OPTIONAL]
     for key, (test, expected) in _CHECKS.items():
-        if values[key] is not None and not test(values[key]):
+        if values[key] is not None and not _holds(test, values[key]):
             problems.append(f'{key}={values[key]}: expected {expected}')
     weights = {key: v for key, v in values.items() if key.startswith('loss.') and key.endswith('.weight')}
     problems += [f'{key}={v}: expected at least 0' for key, v in weights.items() if v is not None and v < 0]
-    problems += _check_sizes(config.data)
-    if 'camera' in config.degrade.name.split('+') and config.data.channels != 3:
-        problems.append(f'degrade.name={config.degrade.name}: a camera has three channels; set data.channels=3')
-    if not config.gan.weight and not any(weights.values()):
-        problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
     if not problems:  # these compare values that are right by themselves
+        problems = _check_sizes(config.data)
+        if 'camera' in config.degrade.name.split('+') and config.data.channels != 3:
+            problems.append(f'degrade.name={config.degrade.name}: a camera has three channels; set data.channels=3')
+        if not config.gan.weight and not any(weights.values()):
+            problems.append('gan.weight=0 and every loss.<term>.weight=0: nothing is left to train on')
+    if not problems:
         problems = _check_losses(config) + _check_optim(config) + _check_conditions(config) + _check_scores(config)
     if problems:
         raise UserError(f'the configuration has {len(problems)} bad values:{shortlist(problems)}')

@@ -27,10 +27,28 @@ class NetworkState(flax.struct.PyTreeNode):
 
 
 class Fault(flax.struct.PyTreeNode):
-    """The first non-finite term: the step (a count of updates) that met it and its place in the job's list, or -1."""
+    """What was not finite so far, int32 each. From the update that must stop training on, the networks stay frozen.
+
+    Attributes:
+      step: of that update (a count of updates), or -1.
+      term: the place in the job's list of the first of its terms that was not finite, or -1.
+      batch: the number of its batch, or -1.
+      skipped: updates that were left out, on one batch each.
+      row: how many of them were the last ones.
+      rollbacks: how often training went back to a checkpoint.
+    """
 
     step: jax.Array
     term: jax.Array
+    batch: jax.Array
+    skipped: jax.Array
+    row: jax.Array
+    rollbacks: jax.Array
+
+    @classmethod
+    def none(cls, rollbacks: int = 0) -> 'Fault':
+        """Returns that nothing was met; every leaf its own, for a donated buffer must not be in a state twice."""
+        return cls(*(jnp.int32(value) for value in (-1, -1, -1, 0, 0, rollbacks)))
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -43,7 +61,7 @@ class TrainState(flax.struct.PyTreeNode):
       generator: the generator.
       discriminator: None where the generator trains alone.
       ema: moving averages of the generator's params and batch_stats, or None.
-      fault: the first non-finite loss or gradient.
+      fault: what was not finite.
       best_psnr: of the validations so far, dB; 0 before the first.
       stalled: validations since then without a better one.
     """
@@ -93,5 +111,4 @@ def create_state(
     d = _init(*discriminator, discriminator_key, condition, image) if discriminator else None
     # jnp.copy, for a donated buffer must not be in the state twice.
     ema = jax.tree.map(jnp.copy, g.variables) if with_ema else None
-    fault = Fault(jnp.int32(-1), jnp.int32(-1))
-    return TrainState(jnp.int32(0), jnp.int32(0), key, g, d, ema, fault, jnp.float32(0), jnp.int32(0))
+    return TrainState(jnp.int32(0), jnp.int32(0), key, g, d, ema, Fault.none(), jnp.float32(0), jnp.int32(0))

@@ -10,6 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from p2p_jax import metrics
+from p2p_jax.faults import SKIPPED
 from p2p_jax.job import AXIS, Adversary, Job
 from p2p_jax.losses import feature_matching, mean_per_example, over_scales
 from p2p_jax.optim import Optimizer
@@ -213,7 +214,7 @@ def _over_parts(
     return after, jax.tree.map(lambda total: total / count, sums)
 
 
-def _parts(job: Job, batch: dict[str, jax.Array], key: jax.Array) -> Part:
+def parts_of(job: Job, batch: dict[str, jax.Array], key: jax.Array) -> Part:
     """Scales, degrades and divides a device's part of a batch; the leaves have a leading axis of `job.accumulate`."""
     degrade_key, dropout_key, blend_key = jax.random.split(key, 3)
     dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
@@ -245,22 +246,53 @@ def _averaged(job: Job, ema: PyTree, network: NetworkState, step: jax.Array) -> 
     return jax.tree_util.tree_map_with_path(move, ema, network.variables)
 
 
-def _guarded(job: Job, old: TrainState, new: TrainState, logged: Metrics) -> TrainState:
-    """The new state, or the old one with the counters moved on and the fault noted where a term is not finite."""
+def _guarded(job: Job, old: TrainState, new: TrainState, logged: Metrics) -> tuple[TrainState, Metrics]:
+    """The new state, or the old one with the counters moved on where a term is not finite or training must stop.
+
+    Where updates are skipped, it is logged which were.
+    """
     bad = jnp.stack([~jnp.isfinite(logged[term]) if term in logged else jnp.bool_(False) for term in job.terms])
-    fine = ~jnp.any(bad)
+    running, met = old.fault.step < 0, jnp.any(bad)
     trained = [(state.generator, state.discriminator, state.ema) for state in (new, old)]
+    fine = running & ~met
     generator, discriminator, ema = jax.tree.map(lambda after, before: jnp.where(fine, after, before), *trained)
-    first = (old.fault.step < 0) & ~fine
+    row = jnp.where(met, old.fault.row + 1, 0)
+    stops = running & (row >= job.faults.limit)
     fault = Fault(
-        jnp.where(first, old.step + 1, old.fault.step),
-        jnp.where(first, jnp.argmax(bad).astype(jnp.int32), old.fault.term),
+        jnp.where(stops, old.step + 1, old.fault.step),
+        jnp.where(stops, jnp.argmax(bad).astype(jnp.int32), old.fault.term),
+        jnp.where(stops, old.batch, old.fault.batch),
+        old.fault.skipped + met,
+        row,
+        old.fault.rollbacks,
     )
-    return new.replace(generator=generator, discriminator=discriminator, ema=ema, fault=fault)
+    if job.faults.on_nonfinite == 'skip':
+        logged = logged | {SKIPPED: met.astype(jnp.float32)}
+    return new.replace(generator=generator, discriminator=discriminator, ema=ema, fault=fault), logged
+
+
+def _lowered(job: Job, rate: jax.Array, state: TrainState) -> jax.Array:
+    """The rate after as many rollbacks as there were."""
+    if job.faults.on_nonfinite != 'rollback':
+        return rate
+    return rate * jnp.float32(job.faults.rollback_lr_factor) ** state.fault.rollbacks
+
+
+def _norms(network: str, grads: PyTree, detailed: bool) -> Metrics:
+    """The norm of the gradients, and with `detailed` those of each group of parameters."""
+    norms = {f'grad_norm/{network}': optax.global_norm(grads)}
+    groups = grads.items() if detailed else ()
+    return norms | {f'grad_norm/{network}/{name}': optax.global_norm(group) for name, group in groups}
 
 
 def train_step(
-    job: Job, phase: str, state: TrainState, batch: dict[str, jax.Array], frozen: dict[str, PyTree] | None = None
+    job: Job,
+    phase: str,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    frozen: dict[str, PyTree] | None = None,
+    *,
+    detailed: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Works on this device's part of a batch, under an axis named AXIS.
 
@@ -271,12 +303,13 @@ def train_step(
       state: equal on all devices.
       batch: 'condition', 'target' (n, h, w, c) in their stored integers, or the condition int32 (n,); 'index' (n,).
       frozen: what `job.read_frozen` gave, equal on all devices; None where no loss needs it.
+      detailed: the metrics have the norm of each parameter group's gradients as well.
 
     Returns:
       The new state and the step's metrics, both equal on all devices.
     """
     g, d = state.generator, None if phase == 'generator' else state.discriminator
-    parts = _parts(job, batch, jax.random.fold_in(state.key, state.batch))
+    parts = parts_of(job, batch, jax.random.fold_in(state.key, state.batch))
 
     def generate(params: PyTree, batch_stats: PyTree, part: Part) -> tuple[jax.Array, PyTree]:
         image, changed = job.generator.apply(
@@ -302,12 +335,12 @@ def train_step(
             return _discriminator_pass(adversary, before.params, stats, part, jax.lax.stop_gradient(image))
 
         d_stats, (d_grads, d_logged) = mean_over_devices(_over_parts(discriminate, d.batch_stats, parts))
-        rate = adversary.optimizer.rate(state.step - adversary.start_step, d.plateau)
-        logged |= d_logged | {'grad_norm/discriminator': optax.global_norm(d_grads), 'lr/discriminator': rate}
+        rate = _lowered(job, adversary.optimizer.rate(state.step - adversary.start_step, d.plateau), state)
+        logged |= d_logged | _norms('discriminator', d_grads, detailed) | {'lr/discriminator': rate}
         d = _update(d, adversary.optimizer, d_grads, d_stats, rate)
     new = state.replace(batch=state.batch + 1, discriminator=d or state.discriminator)
     if phase == 'discriminator':
-        return _guarded(job, state, new, logged), logged
+        return _guarded(job, state, new, logged)
 
     def work(stats: PyTree, part: Part) -> tuple[PyTree, tuple[PyTree, Metrics]]:
         image, pull_back, after = shared or forward(stats, part)
@@ -315,8 +348,8 @@ def train_step(
         return after, (pull_back(slope)[0], values)
 
     g_stats, (grads, g_logged) = mean_over_devices(_over_parts(work, g.batch_stats, parts))
-    rate = job.optimizer.rate(state.step, g.plateau)
-    logged |= g_logged | {'grad_norm/generator': optax.global_norm(grads), 'lr/generator': rate}
+    rate = _lowered(job, job.optimizer.rate(state.step, g.plateau), state)
+    logged |= g_logged | _norms('generator', grads, detailed) | {'lr/generator': rate}
     g = _update(g, job.optimizer, grads, g_stats, rate)
     seen = {'train_psnr': logged['train/psnr']} if job.watches_psnr else {}
     g = g.replace(plateau=job.optimizer.after_step(g.plateau, seen | {'loss': logged['g/loss']}))
@@ -324,7 +357,7 @@ def train_step(
         plateau = job.adversary.optimizer.after_step(d.plateau, seen | {'loss': logged['d/loss']})
         new = new.replace(discriminator=d.replace(plateau=plateau))
     ema = None if state.ema is None else _averaged(job, state.ema, g, state.step)
-    return _guarded(job, state, new.replace(step=state.step + 1, generator=g, ema=ema), logged), logged
+    return _guarded(job, state, new.replace(step=state.step + 1, generator=g, ema=ema), logged)
 
 
 def after_evaluation(job: Job, state: TrainState, scores: dict[str, float] | None) -> TrainState:

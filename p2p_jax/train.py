@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -16,8 +17,9 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from p2p_jax import datasets, files, finetune, inference, report
+from p2p_jax import datasets, diagnosis, files, finetune, inference, provenance, report
 from p2p_jax.checkpoint import Checkpoints, replicate
+from p2p_jax.configfile import flatten
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData
 from p2p_jax.data.records import SPLITS, Splits
 from p2p_jax.evaluate import build_evaluator, evaluate_model
@@ -25,10 +27,13 @@ from p2p_jax.generate import build_sampler
 from p2p_jax.job import Job, build_job, training_size
 from p2p_jax.lock import Lock
 from p2p_jax.lookup import UserError, shortlist
-from p2p_jax.loop import Lengths, Run, Standing, say
-from p2p_jax.settings import check, flatten, takes_labels
-from p2p_jax.state import TrainState
+from p2p_jax.loop import Lengths, NonFinite, Run, Standing, map_steps, say
+from p2p_jax.settings import check, takes_labels
+from p2p_jax.state import Fault, TrainState
 from p2p_jax.stop import Stop
+
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
 
 # A resumed training must not change these: the networks, or the data that scores were measured on.
 _FIXED_DATA = ('split', 'split_seed', 'own_split', 'limit', 'direction', 'channels', 'classes')
@@ -155,6 +160,96 @@ def _signals() -> Stop:
     return Stop(multihost_utils.reached_preemption_sync_point if jax.process_count() > 1 else None)
 
 
+def _go_back(run: Run, state: TrainState) -> tuple[TrainState, Standing]:
+    """Returns the latest checkpoint, or the start, with lower rates and the batches after the bad one.
+
+    What a checkpoint says of former rollbacks is what was known when it was saved, and a training that is killed after
+    this comes to the same point again: it equals one that was never interrupted.
+    """
+    fault = jax.device_get(state.fault)
+    run.checkpoints.wait()
+    count = int(fault.rollbacks) + 1
+    say(
+        f'step {fault.step}: {run.job.terms[fault.term]} became NaN or infinite; going back, {count} of at most '
+        f'{run.job.faults.rollback_limit} times, with learning rates times {run.job.faults.rollback_lr_factor**count:g}'
+    )
+    before, standing = _initial_state(run.job, run.config, run.checkpoints, run.workdir)
+    return replicate(before.replace(batch=fault.batch + 1, fault=Fault.none(count))), standing
+
+
+def _diagnose(run: Run, state: TrainState, began: tuple[int, int]) -> str:
+    """Keeps the update that stopped a training, looks at it, and returns what there is to say.
+
+    Args:
+      run: the training.
+      state: as it was stopped.
+      began: the counts of steps and of batches at which the loop's plan began.
+    """
+    fault, last = jax.device_get(state.fault), run.checkpoints.latest()
+    step, batch = began
+    phase = next(itertools.islice(run.job.phases(step, run.lengths.total), int(fault.batch) - batch, None))[1]
+    facts = {'phase': phase, 'steps': run.lengths.total, 'checkpoint': last}
+    folder = diagnosis.keep(run.workdir, run.config, run.job, run.data, state, facts)
+    before = diagnosis.state_before(state)
+    numbers = diagnosis.inspect(run.job, phase, before, run.data.batch(int(fault.batch)), run.frozen, jax.devices())
+    diagnosis.note(folder, numbers)
+    good = f'the last good checkpoint is that of step {last}' if last is not None else 'no checkpoint exists'
+    tried = {'skip': f', in {fault.row} updates in a row', 'rollback': f', after going back {fault.rollbacks} times'}
+    how = tried.get(run.job.faults.on_nonfinite, '')
+    return (
+        f'step {fault.step}: {run.job.terms[fault.term]} became NaN or infinite first{how}; '
+        f'{good} in {run.checkpoints.folder}. Nothing later was saved. A lower optim.lr may help.\n'
+        f'{diagnosis.summary(numbers)}\n'
+        f'Once more: python -m p2p_jax.main replay --input={folder}'
+    )
+
+
+def _run(
+    build: Callable[['MetricWriter', Standing], Run], workdir: Path, state: TrainState, standing: Standing
+) -> None:
+    """Trains to the end, back and forth where the configuration wants it.
+
+    Args:
+      build: makes what runs.
+      workdir: of the training.
+      state: to start from.
+      standing: of that state.
+
+    Raises:
+      UserError: the numbers went wrong; with a diagnosis.
+    """
+    # After the checks, for it imports TensorFlow.
+    from p2p_jax.writers import build_writer
+
+    while True:
+        began = int(state.step), int(state.batch) - standing.alone
+        if jax.process_index() == 0:
+            _cut_back(workdir / 'metrics.jsonl', began[0])
+        with contextlib.closing(build_writer(workdir, only_log=jax.process_index() > 0)) as writer:
+            _introduce(state, writer)
+            run = build(writer, standing)
+            run.signals.defer()
+            try:
+                return run.loop(state)
+            except NonFinite as stopped:
+                state = stopped.state
+        faults = run.job.faults
+        if faults.on_nonfinite != 'rollback' or state.fault.rollbacks >= faults.rollback_limit:
+            raise UserError(_diagnose(run, state, began))
+        state, standing = _go_back(run, state)
+
+
+def _introduce(state: TrainState, writer: 'MetricWriter') -> None:
+    """Says what is trained, and on what."""
+    overview = parameter_overview.get_parameter_overview(state.generator.params, include_stats=False)
+    writer.write_texts(int(state.step), {'generator': f'```\n{overview}\n```'})
+    parameters = {'generator': parameter_overview.count_parameters(state.generator.params)}
+    if state.discriminator:
+        parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
+    say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
+    say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
+
+
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Trains what a configuration says, resuming where `workdir` holds a training, and scores the test split.
 
@@ -196,30 +291,15 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, signals: Stop) -> N
         state, standing = _initial_state(job, config, checkpoints, workdir)
         patience = config.train.patience
         if standing.due or (int(state.step) < lengths.total and (patience is None or state.stalled < patience)):
-            # After the checks, for it imports TensorFlow.
-            from p2p_jax.writers import build_writer
-
             if jax.process_index() == 0:
                 for folder in (workdir, workdir / 'samples'):
                     files.remove_leftovers(folder)
                 report.write_json(workdir / 'config.json', config.to_dict())
                 datasets.store_splits(workdir, splits)
-                _cut_back(workdir / 'metrics.jsonl', int(state.step))
-            with (
-                _log_to_file(workdir),
-                contextlib.closing(build_writer(workdir, only_log=jax.process_index() > 0)) as writer,
-            ):
-                overview = parameter_overview.get_parameter_overview(state.generator.params, include_stats=False)
-                writer.write_texts(int(state.step), {'generator': f'```\n{overview}\n```'})
-                parameters = {'generator': parameter_overview.count_parameters(state.generator.params)}
-                if state.discriminator:
-                    parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)
-                say(', '.join(f'{name} of {count:,} parameters' for name, count in parameters.items()))
-                say(f'training on {jax.device_count()} {jax.default_backend()} device(s); compiling the step …')
-                data = _data(config, splits)
-                run = Run(config, job, frozen, lengths, data, evaluate, checkpoints, writer, workdir, signals, standing)
-                signals.defer()
-                run.loop(state)
+                provenance.append(workdir, provenance.describe(int(state.step), config.to_dict()))
+            parts = (config, job, map_steps(job, lengths.total), frozen, lengths, _data(config, splits), evaluate)
+            with _log_to_file(workdir):
+                _run(functools.partial(Run, *parts, checkpoints, workdir, signals), workdir, state, standing)
     signals.resume()
     if job.classes:
         say(f'pictures of each class: {workdir / "samples"}')

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ class _NumpyOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def _check_memo(content: bytes) -> None:
+    """Refuses places in the memo that no pickle of this length needs: the memo is an array up to the highest one."""
+    for code, argument, _ in pickletools.genops(content):
+        if code.name in ('PUT', 'LONG_BINPUT') and argument is not None and argument > len(content):
+            raise pickle.UnpicklingError(f'it keeps something in place {argument}')
+
+
 def read_pickle(path: Path, publisher: str, sha256: str | None = None) -> dict[str, Any]:
     """Returns the dictionary in a pickle without running code from it; its keys are made texts, those inside are not.
 
@@ -43,6 +51,7 @@ def read_pickle(path: Path, publisher: str, sha256: str | None = None) -> dict[s
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f'{path}: damaged, or not the file of {publisher} (its SHA-256 differs); nothing was read')
     try:
+        _check_memo(content)
         read = _NumpyOnly(io.BytesIO(content), encoding='bytes').load()
         return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in read.items()}
     except Exception as error:  # a pickle can fail in every way

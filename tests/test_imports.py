@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     'p2p_jax',
     'p2p_jax.lookup',
+    'p2p_jax.configfile',
     'p2p_jax.files',
     'p2p_jax.lock',
     'p2p_jax.stop',
@@ -62,6 +63,7 @@ ORDER = [
     'p2p_jax.fidelity',
     'p2p_jax.optim',
     'p2p_jax.state',
+    'p2p_jax.faults',
     'p2p_jax.settings',
     'p2p_jax.job',
     'p2p_jax.steps',
@@ -71,6 +73,7 @@ ORDER = [
     'p2p_jax.classifier',
     'p2p_jax.torch_weights',
     'p2p_jax.report',
+    'p2p_jax.provenance',
     'p2p_jax.html',
     'p2p_jax.datasets',
     'p2p_jax.tiling',
@@ -88,6 +91,7 @@ ORDER = [
     'p2p_jax.evaluate_labels',
     'p2p_jax.sidd',
     'p2p_jax.finetune',
+    'p2p_jax.diagnosis',
     'p2p_jax.writers',
     'p2p_jax.loop',
     'p2p_jax.train',
@@ -152,7 +156,7 @@ def test_help_is_quick_and_light():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'generate', 'export', 'import_torch'):
+    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'generate', 'export', 'import_torch', 'replay'):
         assert f'\n  {verb} ' in done.stdout
 
 

@@ -76,6 +76,21 @@ def test_the_same_command_resumes(session):
     assert 'step 3/3' in out
 
 
+def test_a_stored_configuration_is_one_to_train_with(session, tmp_path):
+    root, _ = session
+    stored = root / 'run' / 'config.json'
+    assert 'needs --workdir=DIR: a new one repeats that training' in run(f'--config={stored}', expect=2)
+    assert "data.dir='/none': no such folder" in run(
+        'audit', '--config', stored, '--config.data.dir=/none', '--config.data.tile_size=None', expect=2
+    )
+    assert "--config.optm.lr: no such key. Did you mean 'optim.lr'" in run(
+        f'--config={stored}', '--config.optm.lr=1', expect=2
+    )
+    assert f'{stored} has no presets; leave out :x' in run(f'--config={stored}:x', expect=2)
+    (tmp_path / 'other.json').write_text('{"a": 1}')
+    assert 'no configuration; expected the config.json' in run(f'--config={tmp_path / "other.json"}', expect=2)
+
+
 def test_evaluate_gives_the_scores_of_training(session):
     root, _ = session
     out = run('evaluate', f'--workdir={root / "run"}', '--model=identity', f'--output={root / "report.json"}')

@@ -117,3 +117,30 @@ def test_broken_foreign_and_newer_files(trained, tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match='newer: written by p2p_jax .*, whose files this version cannot read'):
         inference.load_file(tmp_path / 'newer')
+
+
+@pytest.mark.parametrize(
+    ('header', 'message'),
+    [
+        ('{"version": 3', 'its header is damaged'),
+        ('[3]', r'its header is damaged \(it names no version'),
+        ('{"version": "3"}', r'its header is damaged \(it names no version'),
+        ('{"version": 3}', r'its header is damaged \(it should have config, step, weights, .*not \)'),
+        ('{"version": 99}', 'written by p2p_jax None, whose files'),
+        (json.dumps({'version': 3, 'config': 1, 'step': 0, 'weights': 'raw', 'scale': 1, 'scores': {}}), 'config=1'),
+        ('[' * 100_000, 'its header is damaged'),
+    ],
+)
+def test_a_damaged_header_is_one_error(header, message, tmp_path):
+    save_file({'params|kernel': np.zeros(3, np.float32)}, tmp_path / 'model', metadata={'p2p_jax': header})
+    with pytest.raises(UserError, match=f'--model={tmp_path / "model"}: .*{message}'):
+        modelfile.read(tmp_path / 'model')
+
+
+def test_names_that_contradict_each_other_are_one_error(tmp_path):
+    facts = {'config': {}, 'step': 0, 'weights': 'raw', 'scale': 1.0, 'scores': {}}
+    header = {'p2p_jax': json.dumps({'version': 3, **facts})}
+    arrays = {'params': np.zeros(3, np.float32), 'params|kernel': np.zeros(3, np.float32)}
+    save_file(arrays, tmp_path / 'model', metadata=header)
+    with pytest.raises(UserError, match='its header is damaged'):
+        modelfile.read(tmp_path / 'model')

@@ -1,13 +1,14 @@
 """Training from end to end on made-up pairs; the command line is in test_main."""
 
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from configs import polyu
-from p2p_jax import datasets, inference
+from p2p_jax import configfile, datasets, inference, provenance
 from p2p_jax.checkpoint import FOLDER, Checkpoints
 from p2p_jax.data.images import decode, header, read_image, write_image
 from p2p_jax.datasets import find_splits
@@ -63,6 +64,25 @@ def test_leaves_what_the_readme_promises(trained):
     assert 'loss/l1' in (workdir / 'train.log').read_text()
 
 
+def test_the_start_is_noted(trained):
+    workdir, config = trained
+    (start,) = provenance.read(workdir)
+    assert start['config'] == json.loads((workdir / 'config.json').read_text())
+    assert start['command'] == sys.orig_argv
+    assert (start['step'], start['seed'], len(start['devices'])) == (0, config.seed, 2) and start['host']
+    packages = {'python', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'p2p_jax'}
+    assert packages < start['versions'].keys() and start['versions']['jax'] == jax.__version__
+
+
+def test_the_stored_configuration_repeats_the_training_bit_for_bit(trained, tmp_path):
+    workdir, _ = trained
+    config = configfile.get_config(str(workdir / 'config.json'))
+    train(config, tmp_path / 'again')
+    runs = [restore(place, config, 8) for place in (workdir, tmp_path / 'again')]
+    for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_finished_training_is_not_trained_again(trained, capsys):
     workdir, config = trained
     log = (workdir / 'metrics.jsonl').read_text()
@@ -78,7 +98,7 @@ def test_logs_all_that_was_promised(trained):
     assert [line['step'] for line in training] == [2, 4, 6, 8]
     names = {'loss/l1', 'loss/gan', 'loss/d_real', 'loss/d_generated', 'd/real', 'd/generated', 'images_per_second'}
     names |= {f'{kind}/{network}' for kind in ('grad_norm', 'lr') for network in ('generator', 'discriminator')}
-    names |= {'g/loss', 'd/loss'}
+    names |= {'g/loss', 'd/loss', 'd/collapsed'}
     assert names | {'step', 'time'} == set(training[0])
     validation = [line for line in lines if 'val/psnr' in line]
     assert [line['step'] for line in validation] == [4, 8]
@@ -154,12 +174,26 @@ def test_harmless_changes_are_told(tmp_path):
 
 
 def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(config, tmp_path):
+    config.discriminator.patchgan.update(strided=0, unstrided=2)  # 1×1 convolutions, which compile fast
     config.train.steps = 6
     train(config, tmp_path / 'run')
     config.train.steps = 20
     config.optim.lr = 1e38
-    with pytest.raises(UserError, match=r'step \d+: .*/.* became NaN or infinite first; the last good .* step \d'):
+    with pytest.raises(
+        UserError, match=r'step \d+: .*/.* became NaN or infinite first; the last good .* step \d'
+    ) as error:
         train(config, tmp_path / 'run')
+    (folder,) = (tmp_path / 'run').glob('nonfinite_*')
+    assert str(error.value).endswith(f'replay --input={folder}')
+    numbers = json.loads((folder / 'diagnosis.json').read_text())['numbers']
+    groups = {'parameters of generator/up_0', 'generator/up_0', 'discriminator of real/head'}
+    groups |= {
+        'discriminator of generated/head',
+        'loss/gan',
+        'grad_norm/discriminator/head',
+        'grad_norm/generator/up_0',
+    }
+    assert groups < numbers.keys()
     for step in (int(path.name) for path in (tmp_path / 'run' / FOLDER).iterdir()):
         state = restore(tmp_path / 'run', config, step)
         assert state.fault.step == -1
@@ -220,6 +254,8 @@ def test_a_non_finite_loss_stops_at_the_next_log_and_nothing_of_it_is_saved(conf
         ({'gan.weight': 0.0, 'loss.l1.weight': 0.0}, 'nothing is left to train on'),
         ({'degrade.poisson_gaussian.read': (0.02, 0.01)}, 'expected two numbers of at least 1e-09, the lower first'),
         ({'eval.names': ('noisy',)}, 'expected two names'),
+        ({'degrade.awgn.std': (None, 1.0)}, r'degrade.awgn.std=\(None, 1.0\): expected two numbers of at least 0'),
+        ({'data.crop_size': None, 'data.resize': 64}, 'data.crop_size=None: expected a value'),
         ({'discriminator.patchgan.width': 0}, 'discriminator.patchgan.width=0: expected at least 1'),
         ({'data.dir': '/none'}, "data.dir='/none': no such folder"),
         ({'train.steps': 0}, 'train.steps=0 and train.epochs=None: expected at least 1'),

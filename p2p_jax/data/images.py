@@ -1,12 +1,14 @@
 """Decoding and encoding of image files: 8 and 16 bits, grey or colour, with or without alpha."""
 
+import contextlib
 import dataclasses
 import functools
 import io
+import math
 import os
 import re
-import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import imagecodecs
@@ -75,6 +77,17 @@ class Header:
         return f'{self.height}×{self.width} {kind} {self.bits} bit'
 
 
+@contextlib.contextmanager
+def _blamed(name: str, what: str) -> Iterator[None]:
+    """Makes one UserError, which names the file, of whatever decoders raise: of damaged files it can be anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'{name}: {what} ({error})') from None
+
+
 def _open(name: str, file: Path | bytes) -> Image.Image:
     """Opens a file without decoding its pixels; raises a UserError that names it."""
     try:
@@ -85,7 +98,9 @@ def _open(name: str, file: Path | bytes) -> Image.Image:
         raise UserError(f'{name}: no such file') from None
     except Image.DecompressionBombError as error:
         raise UserError(f'{name}: refused, for its size might exhaust the memory ({error})') from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever the format's own code raises
         reason = 'no image format that is known' if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UserError(f'{name}: not a readable image ({reason})') from None
 
@@ -121,8 +136,10 @@ def _rare_tiff(file: Path | bytes) -> tifffile.TiffPage | None:
     try:
         page = tifffile.TiffFile(io.BytesIO(file) if isinstance(file, bytes) else file).pages.first
         known = page.dtype in (np.uint8, np.uint16) and page.axes in ('YX', 'YXS', 'SYX') and page.samplesperpixel <= 4
-        return page if known else None
-    except (OSError, ValueError, tifffile.TiffFileError):
+        # Not what Pillow refuses for its size.
+        sound = 0 < page.imagelength * page.imagewidth <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+        return page if known and sound else None
+    except Exception:  # whatever damaged tags make it raise
         return None
 
 
@@ -149,14 +166,11 @@ def header(name: str, file: Path | bytes) -> Header:
     image = _open_any(name, file)
     if isinstance(image, tifffile.TiffPage):
         return Header(image.imagelength, image.imagewidth, image.samplesperpixel, image.bitspersample)
-    with image:
+    with image, _blamed(name, 'not a readable image'):
         _, channels, bits = _layout(name, image)
         width, height = image.size
-        try:
-            # Of TIFF files, Pillow gives the size as turned already.
-            turned = image.format != 'TIFF' and _orientation(image) >= 5
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f'{name}: not a readable image ({error})') from None
+        # Of TIFF files, Pillow gives the size as turned already.
+        turned = image.format != 'TIFF' and _orientation(image) >= 5
         return Header(*((width, height) if turned else (height, width)), channels, bits)
 
 
@@ -198,15 +212,13 @@ def decode(name: str, file: Path | bytes) -> np.ndarray:
     """
     image = _open_any(name, file)
     if isinstance(image, tifffile.TiffPage):
-        try:
+        with _blamed(name, 'truncated or damaged'):
             pixels = image.asarray()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f'{name}: truncated or damaged ({error})') from None
-        pixels = np.moveaxis(pixels, 0, -1) if image.axes == 'SYX' else pixels
-        return pixels.reshape(*pixels.shape[:2], -1)
+            pixels = np.moveaxis(pixels, 0, -1) if image.axes == 'SYX' else pixels
+            return pixels.reshape(*pixels.shape[:2], -1)
     with image:
-        mode, channels, bits = _layout(name, image)
-        try:
+        with _blamed(name, 'truncated or damaged'):
+            mode, channels, bits = _layout(name, image)
             content = file.read_bytes() if isinstance(file, Path) else file
             orientation = _orientation(image)
             fast = _fast_decode(image, mode, bits, content)
@@ -215,9 +227,7 @@ def decode(name: str, file: Path | bytes) -> np.ndarray:
                 orientation = 1 if image.format == 'TIFF' else orientation  # Pillow has turned these
             else:
                 pixels = fast
-        except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-            raise UserError(f'{name}: truncated or damaged ({error})') from None
-        pixels = pixels.reshape(*pixels.shape[:2], -1)
+            pixels = pixels.reshape(*pixels.shape[:2], -1)
         if pixels.dtype == bool:
             pixels = pixels * np.uint8(255)
         if (pixels.shape[-1], pixels.dtype.itemsize * 8) != (channels, bits):
@@ -284,7 +294,7 @@ def read_metadata(name: str, file: Path | bytes) -> Metadata:
             icc = image.info.get('icc_profile')
             try:
                 exif = _tiff_exif(image) if image.format == 'TIFF' else image.info.get('exif')
-            except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+            except Exception:  # whatever damaged tags make it raise
                 exif = None
     fitting = b'GRAY' if found.channels < 3 else b'RGB '
     return Metadata(

@@ -185,3 +185,29 @@ def test_find_images_passes_over_other_and_hidden_files(tmp_path):
     assert images.find_images(tmp_path) == [tmp_path / 'b.PNG', tmp_path / 'sub' / 'a.jpg']
     (tmp_path / 'sub' / 'circle').symlink_to(tmp_path)
     assert images.find_images(tmp_path) == [tmp_path / 'b.PNG', tmp_path / 'sub' / 'a.jpg']
+
+
+def tiff(changes=()):
+    """An uncompressed TIFF file of 4 × 4 pixels with some bytes changed: place, value."""
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(stream, 'TIFF')
+    content = bytearray(stream.getvalue())
+    for place, value in changes:
+        content[place] = value
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ('reader', 'change', 'message'),
+    [
+        (images.decode, (8, 255), r'truncated or damaged \(directory out of range'),  # the number of tags
+        (images.header, (21, 255), 'refused, for its size might exhaust the memory'),  # the width
+        (images.decode, (21, 255), 'refused, for its size might exhaust the memory'),  # tifffile refuses nothing
+        (images.header, (26, 0), 'not a readable image'),  # how many heights; to tifffile it is then 0
+        (images.decode, (26, 0), 'not a readable image'),
+    ],
+)
+def test_a_damaged_tiff_is_named_whatever_its_decoder_raises(reader, change, message):
+    assert images.decode('x', tiff()).shape == (4, 4, 3)
+    with pytest.raises(UserError, match=f'x: {message}'):
+        reader('x', tiff([change]))

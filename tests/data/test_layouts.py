@@ -179,6 +179,13 @@ def test_cifar_labels_and_pixels(tmp_path, maker):
         np.testing.assert_array_equal(record.target.read(), image)
 
 
+def test_a_pickle_that_would_fill_the_memory_is_refused(tmp_path):
+    """A few bytes that name place 2³¹ of the memo, an array of pointers."""
+    (tmp_path / 'data_batch_1').write_bytes(b'\x80\x02}r\x00\x00\x00\x80.')
+    with pytest.raises(UserError, match='not a pickle of arrays .*it keeps something in place 2147483648'):
+        sources.cifar_batch(tmp_path / 'data_batch_1')
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):
