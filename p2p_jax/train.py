@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from clu import parameter_overview
 
-from p2p_jax import datasets, finetune, inference, report
+from p2p_jax import datasets, distributed, finetune, inference, report
 from p2p_jax.checkpoint import Checkpoints, replicate
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData
 from p2p_jax.data.records import SPLITS, Splits
@@ -140,10 +140,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     check(config)
     _check_batch(config)
+    distributed.check_same_config(flatten(config.to_dict()))
     if config.init_from and not Path(config.init_from).exists():
         raise UserError(f'init_from={config.init_from}: no such model file or workdir')
     splits = datasets.find_splits(config, SPLITS, say)
     say(datasets.describe(splits))
+    distributed.check_same_data(splits)
+    distributed.check_shared(workdir)
     datasets.check_stored_splits(workdir, splits)
     config = datasets.with_classes(config, splits)
     lengths = Lengths.of(config, len(splits['train']))
@@ -182,4 +185,4 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         say(f'pictures of each class: {workdir / "samples"}')
         return
     best = inference.load(workdir, 'best')
-    evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png')
+    evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png', say)

@@ -77,6 +77,8 @@ ORDER = [
     'p2p_jax.sidd',
     'p2p_jax.finetune',
     'p2p_jax.writers',
+    'p2p_jax.watch',
+    'p2p_jax.distributed',
     'p2p_jax.loop',
     'p2p_jax.train',
     'p2p_jax.main',
