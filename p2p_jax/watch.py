@@ -101,9 +101,9 @@ def _greet(connection: socket.socket) -> tuple[int, int, Peer] | None:
     peer = Peer(connection)
     try:
         hello = peer.receive(_HANDSHAKE) or {}
-        peer.name = hello['name']
-        return hello['index'], hello['count'], peer
-    except (TimeoutError, ValueError, KeyError):
+        peer.name = str(hello['name'])
+        return int(hello['index']), int(hello['count']), peer
+    except (TimeoutError, ValueError, KeyError, TypeError):
         peer.close()
         return None
 

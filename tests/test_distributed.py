@@ -1,7 +1,14 @@
 """How a process finds out that it is one of several."""
 
+import socket
+from pathlib import Path
+
+import jax
 import pytest
 
+from p2p_jax import distributed
+from p2p_jax.data.records import Record
+from p2p_jax.data.sources import Source
 from p2p_jax.distributed import Plan, plan
 from p2p_jax.lookup import UserError
 from p2p_jax.watch import Place
@@ -20,7 +27,7 @@ OPEN_MPI = {'OMPI_MCA_orte_hnp_uri': '0.0;tcp://10.0.0.1:1', 'OMPI_COMM_WORLD_SI
         (
             {'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'},
             None,
-        ),  # sbatch, no srun
+        ),
         (OPEN_MPI, 'Open MPI started 4 processes'),
         (OPEN_MPI | {'OMPI_COMM_WORLD_SIZE': '1'}, None),
         ({'TPU_WORKER_HOSTNAMES': 'a,b,c'}, 'TPU started 3 processes'),
@@ -59,3 +66,53 @@ def test_flags_come_before_the_environment():
 def test_flags_that_do_not_go_together(given, message):
     with pytest.raises(UserError, match=message):
         plan(*given, OPEN_MPI)
+
+
+def others_say(monkeypatch, change):
+    """Makes a second process of this one, which says the same, changed."""
+    monkeypatch.setattr(distributed, 'gather', lambda text: [text, change(text)])
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+
+
+def splits(*names):
+    records = [Record(name, Source('file', Path(name)), size=(8, 8)) for name in names]
+    return {'train': records, 'val': records[:1]}
+
+
+def test_one_process_agrees_with_itself(tmp_path):
+    distributed.check_same_config({'seed': 0})
+    distributed.check_same_data(splits('a', 'b'))
+    distributed.check_shared(tmp_path / 'run')
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_configuration_is_an_error_that_lists_the_keys(monkeypatch):
+    others_say(monkeypatch, lambda text: text.replace('0.1', '0.2'))
+    with pytest.raises(
+        UserError, match=r'process 1 was started with another .*:\n  optim.lr: 0.1 in process 0, 0.2 in'
+    ):
+        distributed.check_same_config({'optim.lr': 0.1, 'seed': 3})
+    distributed.check_same_config({'optim.lr': 0.3, 'data.dir': '0.1'})  # each host may keep its data elsewhere
+
+
+def test_other_data_are_an_error_that_says_where(monkeypatch):
+    others_say(monkeypatch, lambda text: distributed._fingerprint(splits('b', 'a')))
+    distributed.check_same_data(splits('b', 'a'))
+    for mine in (splits('a', 'b'), splits('b', 'a', 'c')):
+        with pytest.raises(UserError, match=r'process 1 found other data than process 0') as error:
+            distributed.check_same_data(mine)
+        lines = str(error.value).splitlines()[1:]
+        assert f'process 0 on {socket.gethostname()}: train {len(mine["train"])} examples (hash ' in lines[0]
+        assert f'process 1 on {socket.gethostname()}: train 2 examples (hash ' in lines[1]
+
+
+def test_a_workdir_that_is_not_shared_is_an_error(monkeypatch, tmp_path):
+    others_say(monkeypatch, lambda text: text)
+    distributed.check_shared(tmp_path / 'run')
+    others_say(monkeypatch, lambda text: text.replace('True', 'False'))
+    with pytest.raises(UserError, match=r'--workdir=.*/run: process 1 on .+ cannot see what process 0 writes there'):
+        distributed.check_shared(tmp_path / 'run')
+    assert not list((tmp_path / 'run').iterdir())
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=r'--workdir=.*/file: File exists; expected a folder'):
+        distributed.check_shared(tmp_path / 'file')
