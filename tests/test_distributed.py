@@ -87,7 +87,7 @@ def test_one_process_agrees_with_itself(tmp_path):
 
 
 def test_another_configuration_is_an_error_that_lists_the_keys(monkeypatch):
-    others_say(monkeypatch, lambda text: text.replace('0.1', '0.2'))
+    others_say(monkeypatch, lambda text: text.replace('lr": 0.1', 'lr": 0.2'))
     with pytest.raises(
         UserError, match=r'process 1 was started with another .*:\n  optim.lr: 0.1 in process 0, 0.2 in'
     ):

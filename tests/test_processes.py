@@ -69,9 +69,9 @@ def launch(root, workdir, *, devices=1, act='save', environ=None, flags=()):
     """Starts a process that trains in `workdir`; returns it."""
     forced = '' if devices == 1 else f'--xla_force_host_platform_device_count={devices}'
     env = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': f'--xla_backend_optimization_level=1 {forced}'}
+    program = PROGRAM.format(act=act, killed=KILLED)
     return subprocess.Popen(
-        [sys.executable, '-c', PROGRAM.format(act=act, killed=KILLED), f'--config={root / "config.py"}']
-        + [f'--workdir={workdir}', *flags],
+        [sys.executable, '-c', program, f'--config={root / "config.py"}', f'--workdir={workdir}', *flags],
         env=env | (environ or {}),
         cwd=ROOT,
         stdout=subprocess.PIPE,
