@@ -4,6 +4,7 @@ Started by hand, they meet at the address of the first (`--coordinator`); under 
 finds out from the environment.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -141,7 +142,12 @@ def _meet(address: tuple[str, int], place: watch.Place) -> tuple[dict[int, watch
 
 
 def _initialize(**where: Any) -> None:
+    """Starts JAX's service, and looks at what each process has; every one sees all devices."""
     jax.distributed.initialize(**where, initialization_timeout=JOIN, heartbeat_timeout_seconds=JAX_SILENCE)
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        shown = ', '.join(f'process {index} has {count}' for index, count in sorted(counts.items()))
+        raise UserError(f'expected as many devices in each process; {shown}')
 
 
 def _own_addresses() -> list[str]:
@@ -161,7 +167,7 @@ def _detect(found: str) -> tuple[watch.Place, dict[int, watch.Peer]]:
         _initialize()
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f'{found}, but JAX cannot start them as one: {error}. Give --coordinator, --process_id and '
+            f'{found}, but JAX cannot start them as one: {str(error).rstrip(".")}. Give --coordinator, --process_id and '
             '--num_processes, or --distributed=off for a process of its own.'
         ) from None
     place = watch.Place(jax.process_index(), jax.process_count())
@@ -201,9 +207,6 @@ def joined(chosen: Plan | None) -> Iterator[None]:
             )
         else:
             stack.enter_context(watch.Watch(*_detect(chosen.found), SILENCE))
-        devices = [int(text) for text in gather(str(jax.local_device_count()))]
-        if len(set(devices)) > 1:
-            raise UserError(f'the processes have {devices} devices, in their order; expected as many in each')
         yield
 
 

@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from p2p_jax import distributed
 from p2p_jax.data.records import Record
 from p2p_jax.data.sources import Source
-from p2p_jax.distributed import Plan, plan
+from p2p_jax.distributed import Plan, joined, plan
 from p2p_jax.lookup import UserError
 from p2p_jax.watch import Place
 
@@ -66,6 +67,28 @@ def test_flags_come_before_the_environment():
 def test_flags_that_do_not_go_together(given, message):
     with pytest.raises(UserError, match=message):
         plan(*given, OPEN_MPI)
+
+
+def test_processes_with_other_numbers_of_devices_are_an_error(monkeypatch):
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda **where: None)
+    monkeypatch.setattr(jax, 'devices', lambda: [SimpleNamespace(process_index=i) for i in (0, 1, 1, 2)])
+    with pytest.raises(UserError, match='process 0 has 1, process 1 has 2, process 2 has 1'), joined(plan_of('on')):
+        pass
+
+
+def test_a_launcher_that_jax_does_not_know_is_an_error(monkeypatch):
+    def initialize(**where):
+        raise ValueError('coordinator_address should be defined.')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+    with pytest.raises(UserError, match='--distributed=on, but JAX cannot .*defined. Give --co'), joined(plan_of('on')):
+        pass
+    with joined(plan_of('off')):
+        pass
+
+
+def plan_of(mode):
+    return plan(None, None, None, mode, {})
 
 
 def others_say(monkeypatch, change):
