@@ -167,8 +167,8 @@ def _detect(found: str) -> tuple[watch.Place, dict[int, watch.Peer]]:
         _initialize()
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f'{found}, but JAX cannot start them as one: {str(error).rstrip(".")}. Give --coordinator, --process_id and '
-            '--num_processes, or --distributed=off for a process of its own.'
+            f'{found}, but JAX cannot start them as one: {str(error).rstrip(".")}. Give --coordinator, --process_id '
+            'and --num_processes, or --distributed=off for a process of its own.'
         ) from None
     place = watch.Place(jax.process_index(), jax.process_count())
     if place.count == 1:

@@ -83,7 +83,7 @@ def launch(root, workdir, *, devices=1, act='save', environ=None, flags=()):
 def finish(running):
     """Waits for processes; returns the exit code of each and what it printed."""
     try:
-        printed = [process.communicate(timeout=200)[0] for process in running]
+        printed = [process.communicate(timeout=500)[0] for process in running]
     finally:
         for process in running:
             process.kill()

@@ -1,5 +1,6 @@
 """Processes that watch one another: who goes, and what the others do and say. No JAX, so that it is quick."""
 
+import contextlib
 import os
 import re
 import signal
@@ -34,7 +35,9 @@ try:
         time.sleep(0.3)
         if act in ('KILL', 'STOP'):
             os.kill(os.getpid(), getattr(signal, f'SIG{act}'))
-        if act == 'error':
+        if 'late' in act:
+            time.sleep(0.6)
+        if 'error' in act:
             raise UserError('bad input')
         if act == 'collective':
             time.sleep(0.1)
@@ -88,19 +91,19 @@ def test_whoever_goes_ends_the_others_by_name(victim, act, code, message):
         assert re.fullmatch(rf'error: process {victim} of 3 \(.+, pid \d+\) {message}.*\n', said), said
 
 
-def test_an_operation_that_failed_since_another_went_is_told_as_that():
-    (_, first), _, (code, said) = play('collective', 'KILL', 'collective')
-    for text in (first, said):
-        assert text.startswith('error: process 1 of 3') and 'Traceback' not in text
-    assert code == watch.LOST
+@pytest.mark.parametrize(('act', 'said'), [('KILL', 'is gone'), ('error', 'ended with error: bad input')])
+def test_an_operation_that_failed_since_another_went_is_told_as_that(act, said):
+    for code, text in play('collective', act, 'collective')[::2]:
+        assert re.fullmatch(rf'error: process 1 of 3 \(.+\) {said}.*\n', text), text
+        assert code == watch.LOST
 
 
 def test_an_error_of_all_is_told_by_each_as_its_own():
-    assert play('error', 'error', 'error') == [(2, 'own error: bad input\n')] * 3
+    assert play('late error', 'error', 'late error') == [(2, 'own error: bad input\n')] * 3
 
 
 def test_a_farewell_is_no_loss():
-    assert play('done', 'done', 'done') == [(0, '')] * 3
+    assert play('late', 'done', 'done') == [(0, '')] * 3
 
 
 def hello(port, index, count, name):
@@ -138,22 +141,33 @@ def test_the_first_process_says_what_is_wrong_and_tells_those_that_came(callers,
 
 
 def test_strangers_and_processes_that_were_started_again_do_not_disturb():
-    with watch.listen() as server:
+    told = {}
+    with watch.listen() as server, contextlib.ExitStack() as stack:
         port = server.getsockname()[1]
-        for said in (b'GET / HTTP/1.1\r\n', b'[]\n', b'{}\n', b'{"index": 1, "count": 2, "name": "earlier"}\n'):
+        for said in (b'GET / HTTP/1.1\r\n', b'[]\n', b'{}\n', b'{"index": 1, "count": 3, "name": "at once"}\n'):
             with socket.create_connection(('localhost', port)) as stranger:
                 stranger.sendall(said)
-        told = []
-        place = Place(1, 2)
-        caller = threading.Thread(target=lambda: told.append(watch.call([('localhost', port)], place, 5)))
-        caller.start()
-        peers = watch.assemble(server, Place(0, 2), 5, port=7)
-        caller.join()
-    ((peer, announced),) = told
-    assert announced == {'port': 7} and peer.name.startswith('process 0 of 2')
-    assert list(peers) == [1] and peers[1].name == str(place)
-    peer.close()
-    peers[1].close()
+        earlier = stack.enter_context(socket.create_connection(('localhost', port)))
+        earlier.sendall(b'{"index": 1, "count": 3, "name": "earlier"}\n')
+        threads = [threading.Thread(target=lambda: told.update(watch.assemble(server, Place(0, 3), 5, port=7)))]
+        threads += [
+            threading.Thread(target=lambda i=i: told.update({-i: watch.call([('localhost', port)], Place(i, 3), 5)}))
+            for i in (1, 2)
+        ]
+        threads[0].start()
+        time.sleep(0.2)
+        earlier.close()
+        for thread in threads[1:]:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(told) == [-2, -1, 1, 2]
+    for i in (1, 2):
+        peer, announced = told[-i]
+        assert announced == {'port': 7} and peer.name.startswith('process 0 of 3')
+        assert told[i].name == str(Place(i, 3))
+        peer.close()
+        told[i].close()
 
 
 def test_a_first_process_that_cannot_be_reached_is_an_error_in_time():
