@@ -116,6 +116,7 @@ def evaluate_model(
     output: Path | None = None,
     picture: Path | None = None,
     between: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Scores a model on the test split and prints the table, as training does at its end.
 
@@ -124,22 +125,23 @@ def evaluate_model(
       output: a JSON file to write the scores to.
       picture: a PNG file to draw the first examples to.
       between: see `build_evaluator`.
+      say: prints a line.
 
     Raises:
       UserError: something wrong with the data, or a model that makes images from labels.
     """
     refuse_labels([model])
-    splits = find_splits(model.config, ['test'])
+    splits = find_splits(model.config, ['test'], say)
     check_stored_splits(model.origin, splits)
-    print(f'{model}, {len(splits["test"])} test examples …', flush=True)
+    say(f'{model}, {len(splits["test"])} test examples …')
     evaluation = build_evaluator(model.job, model.config, splits['test'], between)(model.variables)
-    print(describe(model.config, 'test', evaluation))
+    say(describe(model.config, 'test', evaluation))
     if output and jax.process_index() == 0:
         report.write_json(output, evaluation.scores)
-        print(f'numbers: {output}')
+        say(f'numbers: {output}')
     if picture and evaluation.pictures and jax.process_index() == 0:
         images.write_image(picture, report.grid(evaluation.pictures, [*model.config.eval.names, 'target']))
-        print(f'picture: {picture}')
+        say(f'picture: {picture}')
     return evaluation
 
 

@@ -18,6 +18,10 @@ flags of train:
                           WORKDIR/config.json of a training repeats it into another --workdir
   --config.KEY=VALUE      overrides a key of configs/default.py, for example --config.optim.lr=1e-4
   --workdir=DIR           of checkpoints, logs, pictures; default runs/<name of the config file>
+  --coordinator=HOST:PORT, --process_id=N, --num_processes=N
+                          one of several processes, numbered from 0, on one host or more: where the first listens
+  --distributed=WHEN      auto (default): several processes where Slurm, Open MPI or a TPU pod started them; on: also
+                          where the environment does not show it; off
 
 flags of audit and prepare:
   --config=FILE, --config.KEY=VALUE
@@ -174,6 +178,10 @@ _CLASSIFIER: flags.FlagHolder[Any] = flags.DEFINE_string('classifier', None, 'Fi
 _HTML: flags.FlagHolder[Any] = flags.DEFINE_string('html', None, 'File of the page.')
 _PROTOCOL: flags.FlagHolder[Any] = flags.DEFINE_string('protocol', None, 'sidd-validation or sidd-benchmark.')
 _OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or folder.')
+_COORDINATOR: flags.FlagHolder[Any] = flags.DEFINE_string('coordinator', None, 'HOST:PORT of the first process.')
+_PROCESS_ID: flags.FlagHolder[Any] = flags.DEFINE_integer('process_id', None, 'Number of this process.')
+_NUM_PROCESSES: flags.FlagHolder[Any] = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+_DISTRIBUTED: flags.FlagHolder[str] = flags.DEFINE_string('distributed', 'auto', 'auto, on or off.')
 
 
 def _one(flag: flags.FlagHolder[Any]) -> str | None:
@@ -188,9 +196,13 @@ def _train(config: Any) -> None:
     if source == _LOADER and not _WORKDIR.present:
         raise UserError('--config=FILE.json needs --workdir=DIR: a new one repeats that training, its own resumes it')
     workdir = Path(_one(_WORKDIR) or Path('runs') / source.stem)
-    from p2p_jax.train import train
+    from p2p_jax import distributed
 
-    train(config, workdir)
+    plan = distributed.plan(_COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value, _DISTRIBUTED.value, os.environ)
+    with distributed.joined(plan):
+        from p2p_jax.train import train
+
+        train(config, workdir)
 
 
 def _file(flag: flags.FlagHolder[Any]) -> Path | None:
@@ -407,7 +419,7 @@ _OF_LABELS = ('samples', 'seed', 'truncation', 'batch', 'inception', 'vgg', 'cla
 _OF_EVALUATE = (*_OF_IMAGES, *_OF_LABELS, 'split', 'protocol', 'html')
 # Verb: (what it does, the flags that it needs, the flags that it may have).
 _VERBS = {
-    'train': (_train, ('config',), ('workdir',)),
+    'train': (_train, ('config',), ('workdir', 'coordinator', 'process_id', 'num_processes', 'distributed')),
     'audit': (_audit, ('config',), ('output',)),
     'prepare': (_prepare, ('config', 'output'), ()),
     'evaluate': (_evaluate, (), (*_OF_MODEL, 'output', 'config', 'input', *_OF_EVALUATE)),

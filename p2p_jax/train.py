@@ -17,7 +17,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from p2p_jax import datasets, diagnosis, files, finetune, inference, provenance, report
+from p2p_jax import datasets, diagnosis, distributed, files, finetune, inference, provenance, report
 from p2p_jax.checkpoint import Checkpoints, replicate
 from p2p_jax.configfile import flatten
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData
@@ -272,10 +272,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _train(config: ml_collections.ConfigDict, workdir: Path, signals: Stop) -> None:
+    distributed.check_same_config(flatten(config.to_dict()))
     if config.init_from and not Path(config.init_from).exists():
         raise UserError(f'init_from={config.init_from}: no such model file or workdir')
     splits = datasets.find_splits(config, SPLITS, say)
     say(datasets.describe(splits))
+    distributed.check_same_data(splits)
+    distributed.check_shared(workdir)
     datasets.check_stored_splits(workdir, splits)
     config = datasets.with_classes(config, splits)
     lengths = Lengths.of(config, len(splits['train']))
@@ -305,4 +308,4 @@ def _train(config: ml_collections.ConfigDict, workdir: Path, signals: Stop) -> N
         say(f'pictures of each class: {workdir / "samples"}')
         return
     best = inference.load(workdir, 'best')
-    evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png', asked)
+    evaluate_model(best, workdir / 'test.json', workdir / 'samples' / 'test.png', asked, say)

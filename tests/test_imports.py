@@ -93,6 +93,8 @@ ORDER = [
     'p2p_jax.finetune',
     'p2p_jax.diagnosis',
     'p2p_jax.writers',
+    'p2p_jax.watch',
+    'p2p_jax.distributed',
     'p2p_jax.loop',
     'p2p_jax.train',
     'p2p_jax.main',

@@ -1,7 +1,10 @@
-"""Two processes on loopback train, save, resume and score as one process with two devices does."""
+"""Processes on loopback train, lose one another, resume and score as a single device does."""
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,56 +12,119 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_pairs
+from p2p_jax.checkpoint import FOLDER
+from p2p_jax.train import train
+from p2p_jax.watch import LOST
+from tests.conftest import small_config, write_pairs
+from tests.test_watch import free_port
 
 ROOT = Path(__file__).parents[1]
+STEPS, KILLED, KEPT = 20, 15, 10  # in all; the checkpoint that is not saved, and the one that is
+# The command line, with something done whenever a checkpoint is saved.
 PROGRAM = """
-import sys
-from pathlib import Path
+import hashlib, os, signal, sys
 import jax
-rank, count, port, data, workdir, steps = sys.argv[1:]
-if int(count) > 1:
-    jax.distributed.initialize(f'localhost:{port}', int(count), int(rank))
-from p2p_jax.train import train
-from tests.conftest import small_config
-config = small_config(Path(data))
-config.train.steps = int(steps)
-train(config, Path(workdir))
+from p2p_jax import checkpoint, main
+
+save = checkpoint.Checkpoints.save
+
+def die(checkpoints, state, step, *more):
+    if step == {killed}:
+        checkpoints._manager.wait_until_finished()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(checkpoints, state, step, *more)
+
+def compare(checkpoints, state, step, *more):
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))):
+        copies = [shard.data.__array__().tobytes() for shard in leaf.addressable_shards]
+        assert len(copies) == 2 and len(set(copies)) == 1, 'the copies differ'
+        digest.update(copies[0])
+    print('copies', step, digest.hexdigest(), flush=True)
+    save(checkpoints, state, step, *more)
+
+checkpoint.Checkpoints.save = {act}
+sys.exit(main.main(sys.argv))
 """
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('localhost', 0))
-        return s.getsockname()[1]
+def tiny_config(data):
+    """A training of 1×1 convolutions in D, which compiles fast; batch norm and instance norm, no dropout."""
+    config = small_config(data)
+    config.update_from_flattened_dict(
+        {'generator.unet.width': 4, 'discriminator.patchgan.strided': 0, 'discriminator.patchgan.unstrided': 2}
+        | {'train.steps': STEPS, 'log.every_steps': 1, 'eval.every_steps': 10, 'checkpoint.every_steps': 5}
+    )
+    return config
 
 
-def launch(count, data, workdir, steps):
-    """Trains in `count` processes with two devices between them."""
-    env = os.environ | {'PYTHONPATH': str(ROOT)}
-    code = PROGRAM
-    if count > 1:  # the conftest that the program imports would give each process two devices
-        code = code.replace('import jax', 'import tests.conftest, os; os.environ["XLA_FLAGS"] = ""\nimport jax', 1)
-    port = free_port()
-    arguments = [str(port), str(data), str(workdir), str(steps)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, '-c', code, str(rank), str(count), *arguments],
-            env=env,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
+def free(port):
+    with socket.socket() as s, contextlib.suppress(OSError):
+        s.bind(('localhost', port))
+        return True
+    return False
+
+
+def launch(root, workdir, *, devices=1, act='save', environ=None, flags=()):
+    """Starts a process that trains in `workdir`; returns it."""
+    forced = '' if devices == 1 else f'--xla_force_host_platform_device_count={devices}'
+    env = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': f'--xla_backend_optimization_level=1 {forced}'}
+    program = PROGRAM.format(act=act, killed=KILLED)
+    return subprocess.Popen(
+        [sys.executable, '-c', program, f'--config={root / "config.py"}', f'--workdir={workdir}', *flags],
+        env=env | (environ or {}),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(running):
+    """Waits for processes; returns the exit code of each and what it printed."""
     try:
-        printed = [process.communicate(timeout=200)[0] for process in running]
+        printed = [process.communicate(timeout=500)[0] for process in running]
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0] * count, '\n'.join(p[-3000:] for p in printed)
-    return printed
+    return [(process.returncode, text) for process, text in zip(running, printed, strict=True)]
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """What was printed by one process, by two of which one is killed, and by two that go on where those were."""
+    root = tmp_path_factory.mktemp('processes')
+    for seed, split in ((0, 'train'), (100, 'val'), (200, 'test')):
+        write_pairs(root / 'pairs' / split, 5, seed)
+    # The configuration without what the tests' own module does to the devices.
+    values = tiny_config(root / 'pairs').to_dict()
+    (root / 'config.py').write_text(
+        f'import ml_collections\nget_config = lambda: ml_collections.ConfigDict({values!r})\n'
+    )
+    port = free_port()
+    meet = [f'--coordinator=localhost:{port}', '--num_processes=2']
+    killed = [
+        launch(root, root / 'two', act=act, flags=[*meet, f'--process_id={i}']) for i, act in enumerate(('save', 'die'))
+    ]
+    one = launch(root, root / 'one')
+    printed = {'killed': finish(killed), 'one': finish([one])}
+    shutil.copytree(root / 'two', root / 'elsewhere')
+    # As srun on a host of its own sets them; JAX's port depends on the number of the job.
+    job = next(job for job in range(4096) if free(61440 + job))
+    slurm = {'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2'}
+    printed['resumed'] = finish(
+        [
+            launch(
+                root,
+                root / 'two',
+                devices=2,
+                act='compare',
+                environ=slurm | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)},
+            )
+            for i in range(2)
+        ]
+    )
+    return root, printed
 
 
 def losses(workdir):
@@ -66,20 +132,53 @@ def losses(workdir):
     return [{k: v for k, v in line.items() if k.split('/')[0] in ('loss', 'd', 'grad_norm', 'val')} for line in lines]
 
 
-def test_two_processes_equal_one(tmp_path):
-    for seed, split in ((0, 'train'), (100, 'val'), (200, 'test')):
-        write_pairs(tmp_path / 'pairs' / split, 5, seed)
-    launch(1, tmp_path / 'pairs', tmp_path / 'one', 6)
-    first, second = launch(2, tmp_path / 'pairs', tmp_path / 'two', 4)
-    assert 'training on 2 cpu device(s)' in first
-    assert 'training on' not in second  # only the first process talks
-    resumed, _ = launch(2, tmp_path / 'pairs', tmp_path / 'two', 6)
-    assert 'resuming at step 4' in resumed
-    one, two = losses(tmp_path / 'one'), losses(tmp_path / 'two')
-    assert len(one) == len(two) >= 5
+def assert_same_training(workdir, other):
+    one, two = losses(workdir), losses(other)
+    assert len(one) == len(two) == STEPS + 2
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
-    scores = [json.loads((tmp_path / name / 'test.json').read_text()) for name in ('one', 'two')]
+    scores = [json.loads((path / 'test.json').read_text()) for path in (workdir, other)]
     for side in ('input', 'output'):
         assert scores[0][side] == pytest.approx(scores[1][side], abs=1e-4)
     assert scores[0]['count'] == scores[1]['count'] == 5
+
+
+def test_a_killed_process_ends_the_others_by_name(runs):
+    (code, said), (killed, _) = runs[1]['killed']
+    assert killed < 0 and code == LOST, said
+    assert re.search(r'^error: process 1 of 2 \(.+, pid \d+\) is gone: killed, or its host is', said, re.MULTILINE), (
+        said
+    )
+    assert 'Start all processes again' in said
+    assert 'Traceback' not in said and 'Check failure stack trace' not in said
+
+
+def test_two_processes_with_one_device_and_then_with_two_each_equal_one_device(runs):
+    root, printed = runs
+    (code, first), (other_code, second) = printed['resumed']
+    assert code == other_code == printed['one'][0][0] == 0, first + second
+    assert 'training on 1 cpu device(s)' in printed['one'][0][1]
+    assert 'training on 2 cpu device(s)' in printed['killed'][0][1]
+    assert 'Slurm started 2 processes' in first
+    assert 'training on 4 cpu device(s)' in first and f'resuming at step {KEPT}' in first
+    assert 'step' not in re.sub('copies.*', '', second) and 'test' not in second  # only the first process talks
+    assert_same_training(root / 'one', root / 'two')
+
+
+def test_all_copies_of_the_state_agree(runs):
+    copies = [[line for line in text.splitlines() if line.startswith('copies')] for _, text in runs[1]['resumed']]
+    assert copies[0] == copies[1]
+    assert [line.split()[1] for line in copies[0]] == ['15', '20']
+
+
+def test_one_process_goes_on_where_two_were_and_two_devices_where_one_was(runs, capsys):
+    root = runs[0]
+    train(tiny_config(root / 'pairs'), root / 'elsewhere')
+    assert f'resuming at step {KEPT}' in capsys.readouterr().out
+    assert_same_training(root / 'one', root / 'elsewhere')
+    shutil.copytree(root / 'one', root / 'more devices')
+    shutil.rmtree(root / 'more devices' / FOLDER / str(STEPS))
+    train(tiny_config(root / 'pairs'), root / 'more devices')
+    printed = capsys.readouterr().out
+    assert f'resuming at step {STEPS - 5}' in printed and 'training on 2 cpu device(s)' in printed
+    assert_same_training(root / 'one', root / 'more devices')
