@@ -11,7 +11,7 @@ import pytest
 
 from p2p_jax.data.images import header, write_image
 from tests import trees
-from tests.conftest import picture, write_pairs
+from tests.conftest import COMPILE_FAST, picture, write_pairs
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -29,7 +29,7 @@ SMALL = [
 
 def run(*arguments, cwd=ROOT, expect=0):
     """Runs the command line; returns what it printed. Errors must be errors, not tracebacks."""
-    env = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+    env = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': COMPILE_FAST}
     done = subprocess.run(
         [sys.executable, '-m', 'p2p_jax.main', *map(str, arguments)],
         cwd=cwd,
