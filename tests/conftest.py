@@ -60,6 +60,15 @@ def write_pairs(folder: Path, count: int, seed: int = 0, **size: int) -> None:
         write_image(folder / 'input' / f'{i}.png', noisy(image, seed + i))
 
 
+# The files that take longest, which come first: otherwise one process would wait for the other at the end.
+_LONGEST = ('test_processes', 'test_resume', 'test_configs', 'test_train', 'test_main', 'test_steps')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files; within a file the tests stay as they are."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+
+
 # Each program takes some of the 65,530 memory maps that a process may have.
 _MAPS = 20_000
 
