@@ -4,18 +4,23 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
-# Many tests compile the same small step, in this process and in those that they start.
-_CACHE = tempfile.mkdtemp(prefix='p2p_jax-compiled-')
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
-os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# What the tests run is small and what they compile is much, so that the compiler is to do little.
+COMPILE_FAST = '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
+if version('jaxlib').startswith('0.10.'):  # later ones do not know the flag, and end at once
+    COMPILE_FAST += ' --xla_cpu_use_fusion_emitters=false'
+_COMPILED = 'p2p_jax-compiled-'
+# What pytest's first process sets, those that it starts inherit, and those that the tests start.
+if _COMPILED not in os.environ.get('JAX_COMPILATION_CACHE_DIR', ''):
+    # Many tests compile the same.
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix=_COMPILED)
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count=2 {COMPILE_FAST}'
 # Without more threads than cores, two CPU devices on two cores can deadlock in a collective.
 os.environ.setdefault('NPROC', '8')
-# What the tests run is small and what they compile is much. Level 0 would be quicker still, but XLA then makes NaN of a
-# gradient of the classical U-Net.
-_FLAGS = ' --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=1'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + _FLAGS
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'
@@ -55,17 +60,26 @@ def write_pairs(folder: Path, count: int, seed: int = 0, **size: int) -> None:
         write_image(folder / 'input' / f'{i}.png', noisy(image, seed + i))
 
 
-@pytest.fixture
-def fresh_caches() -> Iterator[None]:
-    """Drops what a test compiled. Each program takes hundreds of memory maps, of which a process may have 65,530."""
-    yield
-    jax.clear_caches()
+# The files that take longest, which come first: otherwise one process would wait for the other at the end.
+_LONGEST = ('test_processes', 'test_resume', 'test_configs', 'test_train', 'test_main', 'test_steps')
 
 
-@pytest.fixture(autouse=True, scope='module')
-def _fresh_caches_by_module() -> Iterator[None]:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files; within a file the tests stay as they are."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+
+
+# Each program takes some of the 65,530 memory maps that a process may have.
+_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def _not_too_many_programs() -> Iterator[None]:
+    """Drops what the tests compiled where it has become much; what they compile again comes from the disk."""
     yield
-    jax.clear_caches()
+    maps = Path('/proc/self/maps')
+    if not maps.is_file() or maps.read_bytes().count(b'\n') > _MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture

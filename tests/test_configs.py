@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_every_preset_is_trained_somewhere():
 
 
 @pytest.mark.parametrize('name', TRAINED)
-def test_every_config_trains(name, tmp_path):
+def test_every_config_trains(name, tmp_path, capsys):
     file, _, preset = name.partition(':')
     config = importlib.import_module(f'configs.{file}').get_config(*([preset] if preset else []))
     make = TRAINED[name]
@@ -135,6 +136,10 @@ def test_every_config_trains(name, tmp_path):
         assert (tmp_path / 'run' / 'samples' / '0000002.png').is_file()
     else:
         assert json.loads((tmp_path / 'run' / 'test.json').read_text())['count'] >= 1
+        printed = capsys.readouterr().out
+        assert re.search(r'test: \d+ examples, ', printed)
+        for side in config.eval.names:
+            assert re.search(rf'^ *{side} +-?\d', printed, re.MULTILINE), side
 
 
 def test_unknown_presets_are_told():

@@ -11,7 +11,7 @@ import pytest
 
 from p2p_jax.data.images import header, write_image
 from tests import trees
-from tests.conftest import picture, write_pairs
+from tests.conftest import COMPILE_FAST, picture, write_pairs
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -29,7 +29,7 @@ SMALL = [
 
 def run(*arguments, cwd=ROOT, expect=0):
     """Runs the command line; returns what it printed. Errors must be errors, not tracebacks."""
-    env = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+    env = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': COMPILE_FAST}
     done = subprocess.run(
         [sys.executable, '-m', 'p2p_jax.main', *map(str, arguments)],
         cwd=cwd,
@@ -52,7 +52,10 @@ def session(tmp_path_factory):
     """A training on the user's own pairs without a split, by the command line."""
     root = tmp_path_factory.mktemp('session')
     write_pairs(root / 'pairs', 10)
-    out = run('--config=configs/pairs.py', f'--config.data.dir={root / "pairs"}', f'--workdir={root / "run"}', *SMALL)
+    (root / 'configs').symlink_to(ROOT / 'configs')
+    out = run('--config=configs/pairs.py', f'--config.data.dir={root / "pairs"}', *SMALL, cwd=root)
+    assert (root / 'runs' / 'pairs' / 'test.json').is_file(), 'the workdir defaults to the name of the config'
+    (root / 'runs' / 'pairs').rename(root / 'run')
     return root, out
 
 
@@ -145,21 +148,6 @@ def test_sidd_without_data_says_all_at_once(tmp_path):
     ):
         assert part in message
     assert [path.name for path in tmp_path.iterdir()] == ['configs']
-
-
-def test_sidd_trains_from_its_published_folders(tmp_path):
-    root = tmp_path / 'SIDD_Medium_Srgb'
-    trees.sidd(root)
-    small = [a for a in SMALL if 'dropout' not in a]
-    out = run('--config=configs/sidd.py', f'--config.data.dir={root}', f'--workdir={tmp_path / "run"}', *small)
-    assert 'test: 2 examples, whole images' in out and 'denoised' in out
-
-
-def test_workdir_defaults_to_the_name_of_the_config(tmp_path):
-    write_pairs(tmp_path / 'pairs', 10)
-    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
-    run('--config=configs/pairs.py', '--config.data.dir=pairs', *SMALL, cwd=tmp_path)
-    assert (tmp_path / 'runs' / 'pairs' / 'test.json').is_file()
 
 
 @pytest.mark.parametrize(

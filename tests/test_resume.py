@@ -12,9 +12,6 @@ from p2p_jax.train import train
 from tests import trees
 from tests.test_train import read_log, restore
 
-pytestmark = pytest.mark.usefixtures('fresh_caches')
-
-
 # A schedule by steps, which does not stretch with the length of the training.
 _OPTIM = {'optim.name': 'adamw', 'optim.weight_decay': 0.1, 'optim.clip_norm': 0.1, 'optim.warmup_steps': 3}
 _OPTIM |= {'optim.schedule': 'step', 'optim.decay_every': 5}

@@ -16,7 +16,6 @@ from p2p_jax.steps import Part, _discriminator_pass, _penalty, after_evaluation,
 from tests.conftest import noisy, picture, small_config
 
 SIZE = (16, 16, 3)
-pytestmark = pytest.mark.usefixtures('fresh_caches')
 
 
 # Of 1×1 convolutions, which compile fast.

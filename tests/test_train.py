@@ -22,8 +22,6 @@ from p2p_jax.settings import check
 from p2p_jax.train import check_resume, train
 from tests.conftest import picture, small_config, write_pairs
 
-pytestmark = pytest.mark.usefixtures('fresh_caches')
-
 
 def restore(workdir, config, step):
     checkpoints = Checkpoints(workdir, read_only=True)
