@@ -111,6 +111,9 @@ def load(path: Path, flag: str = '--classifier') -> Classifier:
     kind = content.pop('kind', None)
     if kind != KIND:
         raise UserError(f'{flag}={path}: it holds a {kind or content.get("network")}, not a classifier. {_MADE}')
+    missing = sorted({field.name for field in dataclasses.fields(Description)} - set(content))
+    if missing:
+        raise UserError(f'{flag}={path}: its header lacks {", ".join(missing)}. {_MADE}')
     description = Description(**content | {'classes': tuple(content['classes'])})
     image = jnp.zeros((1, description.size, description.size, 3))
     network = description.network()
