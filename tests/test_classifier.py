@@ -1,6 +1,7 @@
 """A classifier's file: what goes in comes out, and what is said of other files."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -10,7 +11,6 @@ from p2p_jax import classifier, modelfile
 from p2p_jax.classifier import Classifier, Description
 from p2p_jax.lookup import UserError
 from p2p_jax.models import classifier as networks
-from tests.conftest import picture
 
 DESCRIPTION = Description(('cat', 'dog', 'frog'), 8, 4, 0.75, 40, 12)
 
@@ -21,7 +21,7 @@ def made():
     shapes = jax.eval_shape(
         lambda: DESCRIPTION.network().init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32), train=False)
     )
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(1)
 
     def draw(leaf):
         values = random.normal(size=leaf.shape) if leaf.ndim > 1 else random.uniform(0.5, 1.5, leaf.shape)
@@ -43,15 +43,14 @@ def test_a_file_gives_back_the_classifier(made, tmp_path):
 def test_predictions_are_the_largest_score_in_any_batch_and_size(made):
     random = np.random.default_rng(1)
     images = (random.random((20, 1, 1, 3)) + 0.1 * random.random((20, 8, 8, 3))).astype(np.float32) / 1.1
-    scores = made.description.network().apply(made.variables, 2 * images - 1, train=False)
-    expected = np.argmax(scores, axis=1)
+    apply = jax.jit(functools.partial(made.description.network().apply, train=False))
+    expected = np.argmax(apply(made.variables, 2 * images - 1), axis=1)
     assert len(set(expected.tolist())) > 1
-    for batch_size in (6, 20):
-        np.testing.assert_array_equal(made.predict(images, batch_size=batch_size), expected)
+    np.testing.assert_array_equal(made.predict(images, batch_size=6), expected)
     # What has no detail looks the same in any size.
     flat = np.broadcast_to(images[:, :1, :1], images.shape)
     larger = np.broadcast_to(images[:, :1, :1], (20, 13, 11, 3))
-    np.testing.assert_array_equal(made.predict(larger), made.predict(flat))
+    np.testing.assert_array_equal(made.predict(larger, batch_size=6), made.predict(flat, batch_size=6))
 
 
 def test_other_files_are_refused(made, tmp_path):
@@ -82,4 +81,4 @@ def test_size_of_the_network():
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == 555_082
     with pytest.raises(UserError, match='size=12: a classifier is for images of 8, 16, 32'):
-        networks.Classifier(10, 12, 32).init(jax.random.key(0), picture(0)[None, :12, :12], train=False)
+        networks.check_size(12)
