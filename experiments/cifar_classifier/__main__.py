@@ -29,10 +29,10 @@ from p2p_jax.models import classifier as networks
 _DATA = flags.DEFINE_string('data_dir', None, 'CIFAR-10 in any of its forms, or a folder or .zip of classes.')
 _OUTPUT = flags.DEFINE_string('output', None, 'File for the classifier.')
 _SIZE = flags.DEFINE_integer('size', 32, 'To which the central squares of the images are resized, pixels.')
-_WIDTH = flags.DEFINE_integer('width', 32, 'Channels after the first layer.')
-_EPOCHS = flags.DEFINE_float('epochs', 10.0, 'How often each image is seen.')
-_BATCH = flags.DEFINE_integer('batch_size', 128, 'Images of a step.')
-_RATE = flags.DEFINE_float('lr', 0.1, 'The highest learning rate, a quarter into the training.')
+_WIDTH = flags.DEFINE_integer('width', 32, 'Channels after the first layer.', lower_bound=1)
+_EPOCHS = flags.DEFINE_float('epochs', 10.0, 'How often each image is seen.', lower_bound=0.0)
+_BATCH = flags.DEFINE_integer('batch_size', 128, 'Images of a step.', lower_bound=1)
+_RATE = flags.DEFINE_float('lr', 0.1, 'The highest learning rate, a quarter into the training.', lower_bound=0.0)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of everything random.')
 _REPORTED = 100  # steps
 
@@ -120,6 +120,9 @@ def train(records: list[Record], network: networks.Classifier, steps: int) -> An
 
 def main(_: list[str]) -> None:
     """Trains, scores and writes."""
+    if Path(_OUTPUT.value).is_dir():
+        raise UserError(f'--output={_OUTPUT.value}: that is a folder; expected a file')
+    networks.check_size(_SIZE.value)
     config = configuration()
     splits = datasets.find_splits(config, ('train', 'val', 'test'))
     classes = tuple(datasets.with_classes(config, splits).data.classes)

@@ -10,6 +10,12 @@ from p2p_jax.models.layers import Style, check_options
 _WIDEST = 4  # times the width
 
 
+def check_size(size: int) -> None:
+    """Raises a UserError where images of that height and width, in pixels, cannot be halved down to 4×4."""
+    if size < 8 or size & (size - 1):
+        raise UserError(f'size={size}: a classifier is for images of 8, 16, 32, 64, … pixels')
+
+
 class Classifier(nn.Module):
     """Halvings down to 4×4, each followed by a residual block (He et al. 2016, figure 2), then the mean and the scores.
 
@@ -42,8 +48,7 @@ class Classifier(nn.Module):
           UserError: options out of range.
         """
         check_options('classifier', {'width': self.width}, {}, None)
-        if self.size < 8 or self.size & (self.size - 1):
-            raise UserError(f'size={self.size}: a classifier is for images of 8, 16, 32, 64, … pixels')
+        check_size(self.size)
         style, x, features = Style(norm='batch'), images, self.width
         while x.shape[1] > 4:
             name = f'down_{x.shape[1] // 2}'
