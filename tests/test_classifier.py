@@ -72,7 +72,7 @@ def test_other_files_are_refused(made, tmp_path):
     with pytest.raises(UserError, match=r'(?s)wider: its weights do not fit its configuration:.*\(3, 3, 5, 5\) wanted'):
         classifier.load(tmp_path / 'wider')
     modelfile.write_described(tmp_path / 'older', made.variables, {'kind': 'classifier', 'p2p_jax': '0'})
-    with pytest.raises(UserError, match='older: its header lacks accuracy, classes, size, steps, test_images, width'):
+    with pytest.raises(UserError, match='older: its header is damaged'):
         classifier.load(tmp_path / 'older')
 
 

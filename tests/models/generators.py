@@ -62,9 +62,7 @@ def check_gradients(network: nn.Module, x: jax.Array) -> None:
     """In training, gradients are finite and reach every parameter."""
     variables = draw(network, x)
 
-    # Without optimisation XLA may round what `max` looks at otherwise in its gradient, where then nothing equals the
-    # maximum: 0 / 0.
-    @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 1})
+    @jax.jit
     def gradient(params: Any) -> Any:
         def loss(params: Any) -> jax.Array:
             y, _ = network.apply(variables | {'params': params}, x, train=True, mutable=['batch_stats'])
