@@ -15,8 +15,8 @@ def max_pool(x: jax.Array) -> jax.Array:
     """The maxima of 2×2 squares: (n, h, w, c) to (n, h / 2, w / 2, c); h and w are even."""
     n, h, w, features = x.shape
     x = x.reshape(n, h // 2, 2, w // 2, 2, features)
-    # XLA's windowed maximum has the same values, but on the CPU its gradient takes eight times as long. That of `max` over
-    # axes looks for inputs equal to the maximum, and finds none where XLA computes them again in another fusion: 0 / 0.
+    # XLA's windowed maximum has the same values, but on the CPU its gradient takes eight times as long. That of `max`
+    # over axes looks for inputs equal to the maximum: none where XLA computes them again in another fusion, and 0 / 0.
     rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
     return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
