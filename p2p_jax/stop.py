@@ -16,13 +16,15 @@ _SAME = 1.0  # seconds in which a signal is the same one again: some programs th
 class Stopped(KeyboardInterrupt):
     """The process was asked to stop, and has done what there was to do."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, *, agreed: bool = False):
         """
         Args:
           number: of the signal.
+          agreed: several processes stop together.
         """
         super().__init__(f'stopped by {signal.Signals(number).name}')
         self.code = 128 + number
+        self.agreed = agreed
 
 
 def _end(number: int, why: str) -> None:
@@ -113,7 +115,7 @@ class Stop:
 
     def stopped(self) -> Stopped:
         """Returns what to raise when all is done."""
-        return Stopped(self._number or signal.SIGTERM)
+        return Stopped(self._number or signal.SIGTERM, agreed=self._agreed)
 
     def finishing(self) -> None:
         """What follows, such as a checkpoint being written, may take the time that it takes."""

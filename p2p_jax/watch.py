@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from p2p_jax.lookup import UserError
+from p2p_jax.stop import Stopped
 
 LOST = 75  # exit code where another process went: EX_TEMPFAIL of sysexits.h, starting again may help
 _NEWS = 2.0  # seconds until the news of another's end has come
@@ -213,7 +214,7 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Says farewell. After an error the process will end without waiting for the others, as JAX would."""
-        if error is None:
+        if error is None or (isinstance(error, Stopped) and error.agreed):
             self._left.set()
             self._tell(bye=True)
             return
@@ -223,7 +224,7 @@ class Watch:
             time.sleep(2 * _GRACE)
         self._left.set()
         self._tell(failed=f'{"error" if expected else type(error).__name__}: {error}')
-        code = 2 if expected else 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = 2 if expected else error.code if isinstance(error, Stopped) else 1
         # After everything is printed, and before JAX's own farewell, which waits for processes that may be gone.
         atexit.register(self._exit, code)
 
