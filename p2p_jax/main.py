@@ -193,7 +193,7 @@ def _one(flag: flags.FlagHolder[Any]) -> str | None:
 
 def _train(config: Any) -> None:
     source = Path(config_flags.get_config_filename(flags.FLAGS['config']))
-    if source == _LOADER and not _WORKDIR.present:
+    if source.suffix == '.json' and not _WORKDIR.present:
         raise UserError('--config=FILE.json needs --workdir=DIR: a new one repeats that training, its own resumes it')
     workdir = Path(_one(_WORKDIR) or Path('runs') / source.stem)
     from p2p_jax import distributed
