@@ -1,6 +1,7 @@
 """Checkpoints: the latest two and the best by validation PSNR, each with its configuration and digests inside."""
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,23 +67,18 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _set_damaged_aside(folder: Path) -> None:
-    """Moves checkpoints that are newer than the newest whole one out of the way of a training that goes on.
+    """Moves checkpoints that are not what was saved out of the way of a training that goes on.
 
     Raises:
       UserError: none is whole; nothing was touched.
     """
-    damaged: dict[int, str] = {}
-    for step in _steps(folder):
-        damage = integrity.find_damage(folder / str(step))
-        if damage is None:
-            break
-        damaged[step] = damage
-    else:
-        if damaged:
-            raise UserError(
-                f'{folder}: no checkpoint is as it was saved (nothing was touched):{shortlist([*damaged.values()])}\n'
-                'Restore the files, or give another --workdir.'
-            )
+    found = {step: integrity.find_damage(folder / str(step)) for step in _steps(folder)}
+    damaged = {step: damage for step, damage in found.items() if damage}
+    if damaged and len(damaged) == len(found):
+        raise UserError(
+            f'{folder}: no checkpoint is as it was saved (nothing was touched):{shortlist([*damaged.values()])}\n'
+            'Restore the files, or give another --workdir.'
+        )
     for step, damage in damaged.items():
         aside = folder.with_name(DAMAGED) / str(step)
         _warn(f'{damage}; the checkpoint of step {step} is passed over, and moved to {aside}')
@@ -131,6 +127,8 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 read_only=read_only,
+                # Scores are read when they are asked for: a damaged file must not be in the way of the others.
+                lightweight_initialize=read_only,
                 cleanup_tmp_directories=not read_only,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
                 best_fn=_psnr,
@@ -171,7 +169,7 @@ class Checkpoints:
                 f'--checkpoint={which}: expected best, latest or one of the steps in {self.folder}: {there}'
             )
         if which == 'best':
-            scores = {step: metrics['psnr'] for step in steps if (metrics := self._manager.metrics(step))}
+            scores = {step: psnr for step in steps if (psnr := self._score(step)) is not None}
             steps = sorted(scores, key=lambda step: (scores[step], step), reverse=True) + [
                 step for step in steps if step not in scores
             ]
@@ -179,6 +177,12 @@ class Checkpoints:
         if found is None:
             raise UserError(f'{self.folder}: no checkpoint is as it was saved')
         return found
+
+    def _score(self, step: int) -> float | None:
+        try:
+            return json.loads((self.folder / str(step) / 'metrics' / 'metrics').read_bytes())['psnr']
+        except (OSError, ValueError, KeyError):
+            return None  # none was saved, or it is damaged, which is told when this step is looked at
 
     def _seal(self) -> None:
         """Called by Orbax when a checkpoint is complete but for its name."""

@@ -243,6 +243,8 @@ def _introduce(state: TrainState, writer: 'MetricWriter') -> None:
     """Says what is trained, and on what."""
     overview = parameter_overview.get_parameter_overview(state.generator.params, include_stats=False)
     writer.write_texts(int(state.step), {'generator': f'```\n{overview}\n```'})
+    # Its thread imports parts of TensorBoard, which fails while another imports TFDS for a prepared set.
+    writer.flush()
     parameters = {'generator': parameter_overview.count_parameters(state.generator.params)}
     if state.discriminator:
         parameters['discriminator'] = parameter_overview.count_parameters(state.discriminator.params)

@@ -136,13 +136,16 @@ def test_a_damaged_checkpoint_is_passed_over(saved, tmp_path, job, capsys):
         with pytest.raises(UserError, match=rf'--checkpoint=3: {broken} is damaged'):
             checkpoints.find('3')
         assert checkpoints.find('best') == 1
-        damage(folder / '1' / 'config' / 'metadata', 'empty')
+        damage(folder / '1' / 'metrics' / 'metrics', 'empty')
         assert checkpoints.find('best') == 2  # of what is whole
+    with contextlib.closing(Checkpoints(tmp_path / 'run', read_only=True)) as checkpoints:
+        assert checkpoints.find('best') == 2 and checkpoints.config(2)
     assert sorted(path.name for path in folder.iterdir()) == ['1', '2', '3']  # who only reads touches nothing
     for again in range(2):
         with contextlib.closing(Checkpoints(tmp_path / 'run')) as checkpoints:
             assert checkpoints.latest() == 2
         assert (f'moved to {folder.parent}/damaged/3' in capsys.readouterr().err) == (not again)
+    assert sorted(path.name for path in (folder.parent / 'damaged').iterdir()) == ['1', '3']
     assert (folder.parent / 'damaged' / '3' / MANIFEST).is_file()
 
 

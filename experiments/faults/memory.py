@@ -20,6 +20,7 @@ from experiments.faults import training
 _STEPS = flags.DEFINE_integer('steps', 2000, 'Of the training.')
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
+_INTERVALS = {'log.every_steps': 20, 'eval.every_steps': 200, 'checkpoint.every_steps': 100}
 _ROWS = 10
 _WARM = 0.25  # share of the steps before which the memory may grow: programs, caches and buffers come into being
 
@@ -42,6 +43,7 @@ def measure(folder: Path, steps: int) -> list[tuple[int, float]]:
     training.make_data(folder / 'files', labelled=False)
     command = training.commands('gan', folder, 'run', steps)[1]
     command = [part.replace(str(folder / 'run_data'), str(folder / 'files')) for part in command]
+    command += [f'--config.{key}={value}' for key, value in _INTERVALS.items()]
     log, samples = folder / 'run.log', []
     process = training.start(command, log, folder / 'compiled')
     while process.poll() is None:
