@@ -1,46 +1,36 @@
 """One training a workdir: the second is refused, and what a killed one left behind is taken over."""
 
+import contextlib
 import datetime
-import fcntl
 import json
 import os
 import shlex
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from p2p_jax.lookup import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 NAME = '.lock'
-
-
-def _born(pid: int) -> str | None:
-    """When a process of this host was started, in the kernel's ticks since boot; None: it is gone, or nobody knows."""
-    try:
-        # The command, in parentheses, may contain anything.
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
-    except OSError:
-        return None
-
-
-def _runs(owner: dict[str, Any]) -> bool:
-    """Whether the process that wrote a lock on this host is there still; another may have its number by now."""
-    try:
-        os.kill(owner['pid'], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return owner['born'] in (None, _born(owner['pid']))
+# Seconds between an owner's signs of life, and after which one that gives none is taken to be gone.
+_BEAT, _SILENCE = 10.0, 45.0
 
 
 class Lock:
     """Holds a workdir while the context lasts.
 
     The system's lock on the file ends with the process, whatever ended it, and so tells a running owner from one that
-    was killed. Where a storage has no such locks, or the owner is on another host, what the file says decides.
+    was killed. Where a storage has no such locks, or the owner is on another host, whose locks a storage may not show,
+    it is watched for signs of life: a job that is put in a queue again after its host died must go on by itself.
     """
 
     def __init__(self, workdir: Path):
@@ -49,8 +39,9 @@ class Lock:
           workdir: of the training; it is made where there is none.
         """
         self._path = workdir / NAME
-        self._new = not workdir.exists()
+        self._new = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
         self._file = -1
+        self._left = threading.Event()
 
     def __enter__(self) -> 'Lock':
         """
@@ -67,57 +58,79 @@ class Lock:
             except BaseException:
                 os.close(self._file)
                 raise
-            try:
-                if os.stat(self._path).st_ino == os.fstat(self._file).st_ino:
-                    break
-            except FileNotFoundError:
-                pass
+            if self._beat():
+                break
             os.close(self._file)  # its owner removed it between the opening and the lock
+        threading.Thread(target=self._keep_beating, daemon=True).start()
         return self
 
+    def _beat(self) -> bool:
+        """Gives a sign of life; False where the file at the path is no longer this one."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.sameopenfile(self._file, probe := os.open(self._path, os.O_RDONLY)):
+                os.close(probe)
+                os.utime(self._path)
+                return True
+            os.close(probe)
+        return False
+
+    def _keep_beating(self) -> None:
+        while not self._left.wait(_BEAT):
+            with contextlib.suppress(OSError):  # the storage may be away for a while
+                os.utime(self._path)
+
     def _take(self) -> None:
-        owner = self._owner()
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            owner, held = self._owner(), False
-        except BlockingIOError:
-            held = True
-        except OSError:  # no such locks on this storage
-            held = owner is not None and owner['host'] == socket.gethostname() and _runs(owner)
-        if held:
-            raise UserError(f'{self._path.parent} is in use by {self._describe(owner)}. Wait for it, or end it.')
-        if owner and owner['host'] != socket.gethostname():
-            raise UserError(
-                f'{self._path.parent} is in use by {self._describe(owner)}. Whether it still runs cannot be seen from '
-                f'{socket.gethostname()}; if it does not, remove {self._path}'
-            )
+        owner, sure = self._owner(), fcntl is not None
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                owner = self._owner()
+            except BlockingIOError:
+                raise self._refusal(owner) from None
+            except OSError:  # no such locks on this storage
+                sure = False
+        if owner and (owner['host'] != socket.gethostname() or not sure) and self._lives():
+            raise self._refusal(owner)
         mine = {
             'host': socket.gethostname(),
             'pid': os.getpid(),
-            'born': _born(os.getpid()),
             'started': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
             'command': shlex.join(sys.argv),
         }
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(mine).encode(), 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, json.dumps(mine).encode())
+
+    def _lives(self) -> bool:
+        """Watches the file for its owner's signs of life."""
+        print(f'{self._path}: is its owner still there? Looking for {_SILENCE:.0f} s …', flush=True)
+        before, deadline = os.stat(self._path).st_mtime_ns, time.monotonic() + _SILENCE
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, _SILENCE / 4))
+            with contextlib.suppress(FileNotFoundError), self._path.open('rb') as file:  # opened anew, or it may be old
+                if os.fstat(file.fileno()).st_mtime_ns != before:
+                    return True
+        return False
 
     def _owner(self) -> dict[str, Any] | None:
         """What the file says; None where it is new, or its owner was killed while writing it."""
         try:
-            owner = json.loads(os.pread(self._file, 1 << 20, 0))
-            return owner if {'host', 'pid', 'born'} <= owner.keys() else None
-        except (ValueError, AttributeError):
+            owner = json.loads(self._path.read_bytes())
+            return owner if {'host', 'pid'} <= owner.keys() else None
+        except (OSError, ValueError, AttributeError):
             return None
 
-    @staticmethod
-    def _describe(owner: dict[str, Any] | None) -> str:
-        if not owner:
-            return 'another training'
-        return f'process {owner["pid"]} on {owner["host"]}, started {owner.get("started")}: {owner.get("command")}'
+    def _refusal(self, owner: dict[str, Any] | None) -> UserError:
+        who = 'another training'
+        if owner:
+            who = f'process {owner["pid"]} on {owner["host"]}, started {owner.get("started")}: {owner.get("command")}'
+        return UserError(f'{self._path.parent} is in use by {who}. Wait for it, or end it.')
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Removes the file, and the workdir if nothing was written to it."""
+        """Removes the file, and the folders that it made where nothing was written to them."""
+        self._left.set()
         self._path.unlink(missing_ok=True)
         os.close(self._file)
-        if self._new and not any(self._path.parent.iterdir()):
-            self._path.parent.rmdir()
+        with contextlib.suppress(OSError):  # not empty
+            for folder in self._new:
+                folder.rmdir()

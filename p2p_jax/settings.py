@@ -268,7 +268,7 @@ def _check_scores(config: ml_collections.ConfigDict) -> list[str]:
     """Finds a crop that is too small to be scored."""
     least, what = least_scored(config)
     crop = config.eval.crop_size
-    small = crop is not None and crop < least
+    small = crop is not None and crop < least and not takes_labels(config)
     return [f'eval.crop_size={crop}: too small for {what}'] if small else []
 
 
