@@ -76,7 +76,7 @@ def start(command: list[str], log: Path, compiled: Path) -> subprocess.Popen[byt
         'PYTHONPATH': str(ROOT),
         'PYTHONUNBUFFERED': '1',
         'JAX_COMPILATION_CACHE_DIR': str(compiled),
-        'JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
     with log.open('wb') as file:
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
