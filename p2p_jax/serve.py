@@ -151,21 +151,21 @@ def build_maker(model: Model, options: PredictOptions) -> Sampler | Restorer:
     return Sampler(model)
 
 
-class _Turn:
-    """Lets one request compute, a few wait, and turns the others away."""
-
-    def __init__(self, refuse: Callable[[], Any]) -> None:
-        self._places, self._lock, self._refuse = threading.Semaphore(1 + WAITING), threading.Lock(), refuse
+def _turns(refusal: Callable[[], Exception]) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Returns a context that lets one request in, a few wait, and turns the others away with the exception."""
+    places, lock = threading.Semaphore(1 + WAITING), threading.Lock()
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        if not self._places.acquire(blocking=False):
-            raise self._refuse()
+    def turn() -> Iterator[None]:
+        if not places.acquire(blocking=False):
+            raise refusal()
         try:
-            with self._lock:
+            with lock:
                 yield
         finally:
-            self._places.release()
+            places.release()
+
+    return turn
 
 
 def build_app(maker: Sampler | Restorer) -> Any:
@@ -179,7 +179,7 @@ def build_app(maker: Sampler | Restorer) -> Any:
     """
     flask, errors = _package('flask'), _package('werkzeug.exceptions')
     busy = f'busy: {1 + WAITING} requests are being worked on; ask again in {_PATIENCE} s'
-    turn = _Turn(functools.partial(errors.ServiceUnavailable, busy, retry_after=_PATIENCE))
+    turn = _turns(functools.partial(errors.ServiceUnavailable, busy, retry_after=_PATIENCE))
     model, template = maker.model, _TEMPLATE.read_text(encoding='utf-8')
     facts = {'model': model.origin.name, 'step': model.step, 'classes': list(model.job.classes)}
     limits = {'most': MOST, 'bytes': BYTES, 'pixels': PIXELS, 'seeds': _SEEDS, 'truncations': _TRUNCATIONS}
@@ -188,24 +188,26 @@ def build_app(maker: Sampler | Restorer) -> Any:
     app = flask.Flask(__name__, static_folder=None)
     app.config['MAX_CONTENT_LENGTH'] = BYTES
 
-    def sampled() -> Any:
-        given = flask.request.args
-        with turn.taken():
-            made = maker.images(given)  # type: ignore[union-attr]
-        named = ((f'{given["label"]}_{given["seed"]}_{i:05}.png', file) for i, file in enumerate(made))
-        return {'images': [{'name': name, 'png': base64.b64encode(file).decode()} for name, file in named]}
-
-    def restored() -> Any:
-        content = flask.request.get_data(cache=False)
-        with turn.taken():
-            return flask.Response(maker.result(content), mimetype='image/png')  # type: ignore[union-attr]
-
-    app.get('/')(lambda: page)
+    app.get('/', endpoint='page')(lambda: page)
     app.get('/health', endpoint='health')(lambda: facts)
+
     if isinstance(maker, Sampler):
-        app.get('/images')(sampled)
+
+        @app.get('/images')
+        def sampled() -> Any:
+            given = flask.request.args
+            with turn():
+                made = maker.images(given)
+            named = ((f'{given["label"]}_{given["seed"]}_{i:05}.png', file) for i, file in enumerate(made))
+            return {'images': [{'name': name, 'png': base64.b64encode(file).decode()} for name, file in named]}
+
     else:
-        app.post('/result')(restored)
+
+        @app.post('/result')
+        def restored() -> Any:
+            content = flask.request.get_data(cache=False)
+            with turn():
+                return flask.Response(maker.result(content), mimetype='image/png')
 
     @app.errorhandler(UserError)
     def refused(error: UserError) -> Any:

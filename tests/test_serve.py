@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.request
@@ -46,11 +47,10 @@ def client(maker):
     return serve.build_app(maker).test_client()
 
 
-@pytest.fixture(scope='module')
-def sampler(tmp_path_factory):
+def label_maker(folder):
     """Of three labels, one of which has an ugly name."""
     model = untrained(
-        tmp_path_factory.mktemp('labels'),
+        folder,
         **{'generator.name': 'dcgan', 'discriminator.name': 'dcgan', 'loss.l1.weight': 0.0, 'data.crop_size': 8},
         **{'generator.dcgan.width': 8, 'generator.dcgan.norm': 'none', 'generator.dcgan.init_std': 0.2},
         **{'data.classes': ('cat', 'dog', HOSTILE)},
@@ -58,13 +58,19 @@ def sampler(tmp_path_factory):
     return serve.build_maker(model, PredictOptions())
 
 
+def image_maker(folder):
+    changes = {'generator.unet.depth': 1, 'generator.unet.width': 4, 'generator.unet.norm': 'none'}
+    return serve.build_maker(untrained(folder, **changes), PredictOptions())
+
+
+@pytest.fixture(scope='module')
+def sampler(tmp_path_factory):
+    return label_maker(tmp_path_factory.mktemp('labels'))
+
+
 @pytest.fixture(scope='module')
 def restorer(tmp_path_factory):
-    model = untrained(
-        tmp_path_factory.mktemp('images'),
-        **{'generator.unet.depth': 1, 'generator.unet.width': 4, 'generator.unet.norm': 'none'},
-    )
-    return serve.build_maker(model, PredictOptions())
+    return image_maker(tmp_path_factory.mktemp('images'))
 
 
 def ask(maker, **changes):
@@ -238,6 +244,13 @@ def test_options_are_checked_before_anything_is_served(sampler, restorer):
         serve.build_maker(sampler.model, PredictOptions(resize=True))
     with pytest.raises(UserError, match="--resize: .* was trained at the photographs' own scale"):
         serve.build_maker(restorer.model, PredictOptions(resize=True))
+
+
+@pytest.mark.parametrize('package', ['flask', 'waitress'])
+def test_what_is_not_installed_is_told(sampler, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"the package {package} is missing .*-c constraints.txt -e '.\[serve\]'"):
+        serve.serve(sampler.model, PredictOptions(), '127.0.0.1', 1)
 
 
 def test_an_address_that_is_taken_is_told(sampler, capsys):
