@@ -99,8 +99,9 @@ class Sampler:
 
     def warm_up(self) -> None:
         """Compiles what the requests need."""
+        more, label = str(_BATCH + 1), self.model.job.classes[0]
         for truncation in ('', '1'):
-            self.images({'label': self.model.job.classes[0], 'seed': '0', 'count': '1', 'truncation': truncation})
+            self.images({'label': label, 'seed': '0', 'count': more, 'truncation': truncation})
 
 
 class Restorer:
@@ -129,9 +130,9 @@ class Restorer:
         return encode_result(self._predict(pixels), '.png', kept)
 
     def warm_up(self) -> None:
-        """Compiles what images of a tile's size and larger ones need."""
-        side = min(self._predict.tiling.tile(), int(PIXELS**0.5))
-        self._predict(np.zeros((side, side, self.model.config.data.channels), np.uint8))
+        """Compiles what images larger than a tile need; each smaller size is compiled when it comes."""
+        side = self._predict.tiling.tile()
+        self._predict(np.zeros((side, side + 1, self.model.config.data.channels), np.uint8))
 
 
 def build_maker(model: Model, options: PredictOptions) -> Sampler | Restorer:

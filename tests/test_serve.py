@@ -58,9 +58,9 @@ def label_maker(folder):
     return serve.build_maker(model, PredictOptions())
 
 
-def image_maker(folder):
+def image_maker(folder, **options):
     changes = {'generator.unet.depth': 1, 'generator.unet.width': 4, 'generator.unet.norm': 'none'}
-    return serve.build_maker(untrained(folder, **changes), PredictOptions())
+    return serve.build_maker(untrained(folder, **changes), PredictOptions(**options))
 
 
 @pytest.fixture(scope='module')
@@ -237,6 +237,19 @@ def test_a_request_that_fails_leaves_its_place(sampler):
     for _ in range(serve.WAITING + 3):
         assert app.test_client().get('/images?label=no').status_code == 400
     assert app.test_client().get('/images?label=dog&seed=0&count=1').status_code == 200
+
+
+def test_after_the_warm_up_requests_compile_nothing(tmp_path, caplog):
+    sampler, restorer = label_maker(tmp_path), image_maker(tmp_path, tile=16)
+    large = images.encode(picture(0, 40, 50), '.png', Metadata())
+    for maker in (sampler, restorer):
+        maker.warm_up()
+    with jax.log_compiles():
+        assert ask(sampler).status_code == ask(sampler, truncation='2', count='20').status_code == 200
+        assert upload(restorer, large).status_code == 200
+        assert not [line for line in caplog.messages if line.startswith('Compiling')]
+        upload(restorer, png(9, 9))
+        assert [line for line in caplog.messages if line.startswith('Compiling')]
 
 
 def test_options_are_checked_before_anything_is_served(sampler, restorer):
