@@ -16,6 +16,7 @@ from p2p_jax.inference import Model
 from p2p_jax.job import Job
 from p2p_jax.lookup import UserError, pick, shortlist
 
+BATCH = 64  # images that are made at a time; other numbers change them by rounding alone
 _SHOWN = 10  # images of each class in the grid
 
 

@@ -334,7 +334,9 @@ def _evaluate_labels(models: list[Any], config: Any, output: Path | None, page: 
 
 def _batch_size() -> int:
     """Images that are made at a time."""
-    return 64 if _BATCH.value is None else _BATCH.value
+    from p2p_jax.generate import BATCH
+
+    return BATCH if _BATCH.value is None else _BATCH.value
 
 
 def _sidd_folder(config: Any) -> Path:

@@ -19,18 +19,17 @@ import numpy as np
 from p2p_jax import html
 from p2p_jax.data import images
 from p2p_jax.data.metadata import Metadata
-from p2p_jax.generate import build_sampler
+from p2p_jax.generate import BATCH, build_sampler
 from p2p_jax.inference import Model
 from p2p_jax.lookup import UserError, pick
 from p2p_jax.predict import encode_result
 from p2p_jax.predictor import PredictOptions, Predictor
 from p2p_jax.stop import Stop
 
-MOST = 64  # images of a request
+MOST = BATCH  # images of a request
 BYTES = 20_000_000  # of an upload
 PIXELS = 12_000_000  # of an upload
 WAITING = 3  # requests that may wait for the one that is computed
-_BATCH = 16  # images that are made at a time
 _SEEDS = 2**31 - 1
 _TRUNCATIONS = 0.01, 10.0
 _PATIENCE = 10  # seconds after which one that was turned away may ask again
@@ -78,7 +77,7 @@ class Sampler:
     def __init__(self, model: Model) -> None:
         """Compiles nothing yet."""
         self.model = model
-        self._sample = build_sampler(model.job, _BATCH)
+        self._sample = build_sampler(model.job, BATCH)
         self._labels = {name: number for number, name in enumerate(model.job.classes)}
 
     def images(self, given: Mapping[str, str]) -> list[bytes]:
@@ -99,9 +98,8 @@ class Sampler:
 
     def warm_up(self) -> None:
         """Compiles what the requests need."""
-        more, label = str(_BATCH + 1), self.model.job.classes[0]
         for truncation in ('', '1'):
-            self.images({'label': label, 'seed': '0', 'count': more, 'truncation': truncation})
+            self.images({'label': self.model.job.classes[0], 'seed': '0', 'count': '1', 'truncation': truncation})
 
 
 class Restorer:

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 from p2p_jax import html, serve
 from p2p_jax.data import images
 from p2p_jax.data.metadata import Metadata
-from p2p_jax.generate import generate
+from p2p_jax.generate import BATCH, generate
 from p2p_jax.inference import Model
 from p2p_jax.job import build_job
 from p2p_jax.lookup import UserError
@@ -86,7 +86,7 @@ def upload(maker, content):
 
 @pytest.mark.parametrize('truncation', [None, 0.5])
 def test_images_are_those_of_generate(sampler, tmp_path, truncation):
-    generate(sampler.model, ['dog'], tmp_path, count=3, seed=7, batch_size=16, truncation=truncation)
+    generate(sampler.model, ['dog'], tmp_path, count=3, seed=7, batch_size=BATCH, truncation=truncation)
     made = ask(sampler, truncation=truncation and str(truncation)).json['images']
     assert [image['name'] for image in made] == [f'dog_7_0000{i}.png' for i in range(3)]
     for i, image in enumerate(made):
