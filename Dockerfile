@@ -9,8 +9,8 @@ WORKDIR /app
 COPY setup.py constraints.txt ./
 COPY p2p_jax/__init__.py p2p_jax/
 RUN case "$ACCELERATOR" in \
-        cpu) extra='' ;; \
-        cuda) extra='[cuda]' ;; \
+        cpu) extra='[serve]' ;; \
+        cuda) extra='[serve,cuda]' ;; \
         *) echo "ACCELERATOR=$ACCELERATOR: expected cpu or cuda" >&2; exit 1 ;; \
     esac \
     && pip install --no-cache-dir -c constraints.txt -e ".$extra"

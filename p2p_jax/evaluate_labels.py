@@ -164,21 +164,21 @@ def _real(
 
 
 def _made(model: Model, options: Options) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    sample = build_sampler(model.job, options.batch_size, options.truncation)
+    sample = build_sampler(model.job, options.batch_size)
     classes = len(model.job.classes)
     for label in range(classes):
         count = options.samples // classes + (label < options.samples % classes)
         for first in range(0, count, options.batch_size):
             numbers = range(first, min(count, first + options.batch_size))
-            batch = np.stack(sample(model.variables, label, numbers, options.seed))
+            batch = np.stack(sample(model.variables, label, numbers, options.seed, options.truncation))
             # What is scored is what a file would hold.
             yield np.full(len(batch), label), np.rint(batch * 255).astype(np.uint8)
 
 
 def _pictures(model: Model, options: Options) -> Pictures:
-    sample = build_sampler(model.job, _SHOWN, options.truncation)
+    sample = build_sampler(model.job, _SHOWN)
     labels = range(len(model.job.classes))
-    return [sample(model.variables, label, range(_SHOWN), options.seed) for label in labels]
+    return [sample(model.variables, label, range(_SHOWN), options.seed, options.truncation) for label in labels]
 
 
 @dataclasses.dataclass(frozen=True)

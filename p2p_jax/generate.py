@@ -16,36 +16,37 @@ from p2p_jax.inference import Model
 from p2p_jax.job import Job
 from p2p_jax.lookup import UserError, pick, shortlist
 
+BATCH = 64  # images that are made at a time; other numbers change them by rounding alone
 _SHOWN = 10  # images of each class in the grid
 
 
-def build_sampler(
-    job: Job, batch_size: int, truncation: float | None = None
-) -> Callable[[Any, int, range, int], list[np.ndarray]]:
-    """Returns a function of the generator's variables, a label's number, a range and a seed that makes images of it.
+def build_sampler(job: Job, batch_size: int) -> Callable[..., list[np.ndarray]]:
+    """Returns a function that makes images of a label; it compiles once without truncation, once with any.
 
-    They are those of the numbers in the range, (h, w, c) in [0, 1]. Image i depends on seed, label and i alone, not on
-    the batch size or on what else is made.
+    Its arguments are the generator's variables, the label's number, a range, a seed, and a truncation: the noise is
+    drawn from N(0, 1) within ± this (Brock et al. 2019, section 3.1), for less varied, more typical images; None, the
+    default, draws all of it. It returns the images of the numbers in the range, (h, w, c) in [0, 1]. Image i depends on
+    seed, label, i and truncation alone, not on the batch size or on what else is made.
 
     Args:
       job: that makes images from labels.
       batch_size: images that are made at a time.
-      truncation: the noise is drawn from N(0, 1) within ± this (Brock et al. 2019, section 3.1): less varied, more
-        typical images; None draws all of it.
     """
 
     @jax.jit
-    def make(variables: Any, labels: jax.Array, keys: jax.Array) -> jax.Array:
+    def make(variables: Any, labels: jax.Array, keys: jax.Array, truncation: jax.Array | None) -> jax.Array:
         return job.apply(variables, job.given(labels, keys, truncation))
 
-    def sample(variables: Any, label: int, numbers: range, seed: int) -> list[np.ndarray]:
+    def sample(
+        variables: Any, label: int, numbers: range, seed: int, truncation: float | None = None
+    ) -> list[np.ndarray]:
         """Makes the images."""
         base = jax.random.fold_in(jax.random.key(seed), label)
         made: list[np.ndarray] = []
         for first in range(numbers.start, numbers.stop, batch_size):
             # Always a whole batch, for one program.
             keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.arange(first, first + batch_size))
-            made += list(np.asarray(make(variables, jnp.full(batch_size, label, jnp.int32), keys)))
+            made += list(np.asarray(make(variables, jnp.full(batch_size, label, jnp.int32), keys, truncation)))
         return made[: len(numbers)]
 
     return sample
@@ -125,10 +126,10 @@ def generate(
     if there:
         raise UserError(f'{len(there)} files exist and are not overwritten (nothing was done):{shortlist(there)}')
     print(f'{model}; {count} images of each of {len(chosen)} classes', flush=True)
-    sample = build_sampler(model.job, batch_size, truncation)
+    sample = build_sampler(model.job, batch_size)
     start, rows = time.monotonic(), []
     for done, (name, label) in enumerate(chosen.items(), 1):
-        made = sample(model.variables, label, range(count), seed)
+        made = sample(model.variables, label, range(count), seed, truncation)
         for image, path in zip(made, files[name], strict=True):
             images.write_image(path, np.rint(image * 255).astype(np.uint8))
         rows.append(made[:_SHOWN])

@@ -366,17 +366,32 @@ def _figure(figure: Figure) -> dict[str, Any]:
     return {'title': figure.title, 'caption': figure.caption, 'source': source, 'width': width}
 
 
-def _fill(title: str, content: Mapping[str, Any]) -> str:
-    """Returns the template with a title, the JSON, and a policy that lets nothing else run or load."""
-    template = _TEMPLATE.read_text(encoding='utf-8')
+def policy(template: str, *more: str) -> str:
+    """Returns a Content-Security-Policy that lets nothing run or load but the template's own script and style.
+
+    Args:
+      template: a page with one <script> and one <style> that have no attributes.
+      more: directives of what else it may do.
+    """
 
     def digest(tag: str) -> str:
         inside = template.partition(f'<{tag}>')[2].partition(f'</{tag}>')[0]
         return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
 
-    policy = f"default-src 'none'; img-src data:; script-src {digest('script')}; style-src {digest('style')}"
+    own = f'script-src {digest("script")}', f'style-src {digest("style")}'
+    return '; '.join(("default-src 'none'", *more, *own, "base-uri 'none'", "form-action 'none'"))
+
+
+def fill(template: str, title: str, content: Mapping[str, Any]) -> str:
+    """Returns the template with a title, the JSON, and its policy, in none of which text can become markup.
+
+    Args:
+      template: it holds {{title}}, {{content}} and perhaps {{policy}}.
+      title: of the page.
+      content: what JSON can hold.
+    """
     parts = {
-        'policy': f"{policy}; base-uri 'none'; form-action 'none'",
+        'policy': policy(template, 'img-src data:'),
         # A file name may hold bytes that are not text; they become U+FFFD.
         'title': html.escape(title).encode('ascii', 'xmlcharrefreplace').decode(),
         # Neither </script> nor <!-- may end or hide the block.
@@ -429,8 +444,9 @@ def render(
         'view': VIEW,
         'colours': error_colours(np.linspace(0, 1, _STOPS)[None], 1)[0].tolist(),
     }
+    template = _TEMPLATE.read_text(encoding='utf-8')
     numbers = [_example(example, False) for example in examples]
-    room = budget_mb * 1e6 - len(_fill(title, content | {'examples': numbers}).encode())
+    room = budget_mb * 1e6 - len(fill(template, title, content | {'examples': numbers}).encode())
     order = [i for i, example in enumerate(examples) if example.pictures]
     order.sort(key=lambda i: examples[i].scores['output']['psnr'])
     sizes = {i: len(json.dumps(_example(examples[i], True))) for i in order}
@@ -438,4 +454,4 @@ def render(
     tried = range(len(order) + 1)
     count = bisect.bisect_right(tried, room, key=lambda n: sum(sizes[i] for i in spread(order, n))) - 1
     shown = set(spread(order, max(count, 0)))
-    return _fill(title, content | {'examples': [_example(e, i in shown) for i, e in enumerate(examples)]})
+    return fill(template, title, content | {'examples': [_example(e, i in shown) for i, e in enumerate(examples)]})

@@ -143,7 +143,7 @@ class Job:
         inputs = (self.given(condition, jax.random.split(jax.random.key(seed), 1)), condition, image)
         return create_state(seed, inputs, (self.generator, self.optimizer), adversary, self.ema_decay > 0)
 
-    def given(self, condition: jax.Array, keys: jax.Array, truncation: float | None = None) -> Any:
+    def given(self, condition: jax.Array, keys: jax.Array, truncation: jax.Array | float | None = None) -> Any:
         """Returns what the generator is given: the images, or the labels with noise from N(0, 1).
 
         Args:

@@ -9,6 +9,7 @@ verbs:
   evaluate   scores checkpoints, model files and baselines on a split, image by image, in the published conventions
   predict    applies a checkpoint to images of any size
   generate   makes images of labels
+  serve      shows a page in the browser on which a model makes images of labels, or of an image that is uploaded
   export     writes a checkpoint's generator for this and for other programs, and compares what they give
   import_torch  writes weights of PyTorch (pix2pix, CycleGAN, NAFNet) to one file
   replay     does the update again at which a training stopped because its numbers were not finite
@@ -84,6 +85,13 @@ flags of generate:
   --truncation=T          noise within ±T alone: less varied, more typical images
   --batch=N               images at a time, default 64; it does not change them
 
+flags of serve:
+  --workdir=DIR, --checkpoint=WHICH, or --model=FILE
+  --host=ADDRESS          that it listens on; default 127.0.0.1, this machine alone; 0.0.0.0: every network, for
+                          whoever reaches it
+  --port=N                likewise; default 8000
+  --tile=N, --resize, --splits=N, --native   of models of images, as in predict
+
 flags of export:
   --workdir=DIR, --checkpoint=WHICH, or --model=FILE
   --format=NAME,NAME      safetensors (default: a model file), stablehlo, savedmodel, onnx (which needs jax2onnx)
@@ -114,6 +122,7 @@ examples:
   python -m p2p_jax.main export --workdir=runs/sample --format=stablehlo,savedmodel --output=exported
   python -m p2p_jax.main predict --model=model.safetensors --input=photos --output=denoised
   python -m p2p_jax.main generate --workdir=runs/cifar10 --label=horse --count=64 --output=horses
+  python -m p2p_jax.main serve --model=model.safetensors
   python -m p2p_jax.main import_torch --input=net_G.pth --output=model.safetensors
 """
 
@@ -181,6 +190,8 @@ _OUTPUT: flags.FlagHolder[Any] = flags.DEFINE_string('output', None, 'File or fo
 _COORDINATOR: flags.FlagHolder[Any] = flags.DEFINE_string('coordinator', None, 'HOST:PORT of the first process.')
 _PROCESS_ID: flags.FlagHolder[Any] = flags.DEFINE_integer('process_id', None, 'Number of this process.')
 _NUM_PROCESSES: flags.FlagHolder[Any] = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+_HOST: flags.FlagHolder[str] = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
+_PORT: flags.FlagHolder[int] = flags.DEFINE_integer('port', 8000, 'Port to listen on.', 1, 65535)
 _DISTRIBUTED: flags.FlagHolder[str] = flags.DEFINE_string('distributed', 'auto', 'auto, on or off.')
 
 
@@ -323,7 +334,9 @@ def _evaluate_labels(models: list[Any], config: Any, output: Path | None, page: 
 
 def _batch_size() -> int:
     """Images that are made at a time."""
-    return 64 if _BATCH.value is None else _BATCH.value
+    from p2p_jax.generate import BATCH
+
+    return BATCH if _BATCH.value is None else _BATCH.value
 
 
 def _sidd_folder(config: Any) -> Path:
@@ -367,12 +380,16 @@ _PROTOCOLS = {
 }
 
 
-def _predict(_: Any) -> int:
-    from p2p_jax.predict import predict
+def _predict_options() -> Any:
     from p2p_jax.predictor import PredictOptions
 
-    options = PredictOptions(**{flag.name: flag.value for flag in _PREDICT if flag.present})
-    return 1 if predict(_in_mode(_model()), Path(_INPUT.value), Path(_OUTPUT.value), options) else 0
+    return PredictOptions(**{flag.name: flag.value for flag in _PREDICT if flag.present})
+
+
+def _predict(_: Any) -> int:
+    from p2p_jax.predict import predict
+
+    return 1 if predict(_in_mode(_model()), Path(_INPUT.value), Path(_OUTPUT.value), _predict_options()) else 0
 
 
 def _generate(_: Any) -> None:
@@ -387,6 +404,12 @@ def _generate(_: Any) -> None:
         batch_size=_batch_size(),
         truncation=_TRUNCATION.value,
     )
+
+
+def _serve(_: Any) -> None:
+    from p2p_jax.serve import serve
+
+    serve(_model(), _predict_options(), _HOST.value, _PORT.value)
 
 
 def _export(_: Any) -> int:
@@ -433,6 +456,7 @@ _VERBS = {
         ('output',),
         (*_OF_MODEL, 'label', 'count', 'seed', 'truncation', 'batch'),
     ),
+    'serve': (_serve, (), (*_OF_MODEL, 'host', 'port', 'tile', 'resize', 'splits', 'native')),
     'export': (_export, ('output',), (*_OF_MODEL, 'format', 'raw', 'size', 'input')),
     'import_torch': (_import_torch, ('input', 'output'), ('statistics',)),
     'replay': (_replay, ('input',), ()),

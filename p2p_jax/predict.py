@@ -286,12 +286,17 @@ def _conversion(there: int, wanted: int) -> set[str]:
     return set()
 
 
-def _write(result: np.ndarray, kept: metadata.Metadata, task: Task, output: Path, record: Record) -> None:
+def encode_result(result: np.ndarray, suffix: str, kept: metadata.Metadata) -> bytes:
+    """Returns the content of a result's file, with what its input held beside the pixels; see `images.encode`."""
     if kept.exif:  # the size may be another now
         kept = dataclasses.replace(kept, exif=metadata.upright(kept.exif, *result.shape[:2]))
+    return images.encode(result, suffix, kept)
+
+
+def _write(result: np.ndarray, kept: metadata.Metadata, task: Task, output: Path, record: Record) -> None:
     name = task.target.relative_to(output).as_posix()
     try:
-        content = images.encode(result, task.target.suffix.lower(), kept)
+        content = encode_result(result, task.target.suffix.lower(), kept)
         write_file(task.target, content, lambda written: record.add(name, task.source, written))
     except OSError as error:
         raise UserError(f'{task.target}: cannot be written ({error}); started again, predict goes on here') from None

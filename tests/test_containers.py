@@ -49,8 +49,13 @@ def test_the_image_runs_the_command_line_as_a_user_of_its_own():
     assert of('USER') == ['trainer'] and INSTRUCTIONS[-1][0] == 'CMD'
     version = of('FROM')[0].removeprefix('python:').removesuffix('-slim')
     assert f"python_requires='>={version}," in (ROOT / 'setup.py').read_text()
-    extra = re.search(r"cuda\) extra='\[(\w+)\]'", of('RUN')[0])[1]
-    assert re.search(rf"^        '{extra}': \[", (ROOT / 'setup.py').read_text(), re.MULTILINE)
+    extras = dict(re.findall(r"(\w+)\) extra='\[(.+?)\]'", of('RUN')[0]))
+    assert {name: set(extra.split(',')) for name, extra in extras.items()} == {
+        'cpu': {'serve'},
+        'cuda': {'serve', 'cuda'},
+    }
+    for extra in ('serve', 'cuda'):
+        assert re.search(rf"^        '{extra}': \[", (ROOT / 'setup.py').read_text(), re.MULTILINE)
 
 
 def test_the_image_copies_what_it_needs_and_docker_sees_it():
@@ -69,10 +74,15 @@ def test_the_services_run_commands_that_there_are():
     check_command(shlex.split(services(COMPOSE[0], ARGS='--config.train.steps=3')['train']['command']))
     with pytest.raises(main.UserError, match='no such key'):
         check_command(shlex.split(services(COMPOSE[0], ARGS='--config.train.step=3')['train']['command']))
+    serve = shlex.split(base['serve']['command'])
+    check_command(serve)
+    check_command(shlex.split(services(COMPOSE[0], MODEL='--model=runs/model.safetensors')['serve']['command']))
+    assert '--host=0.0.0.0' in serve, 'what listens to the container alone is not reached from outside'
     programs = {entry.name for entry in importlib.metadata.entry_points(group='console_scripts')}
     assert base['tensorboard']['entrypoint'] in programs
-    port = re.search(r'--port=(\d+)', base['tensorboard']['command'])[1]
-    assert base['tensorboard']['ports'] == [f'127.0.0.1:{port}:{port}']
+    for service in ('tensorboard', 'serve'):
+        port = re.search(r'--port=(\d+)', base[service]['command'])[1]
+        assert base[service]['ports'] == [f'127.0.0.1:{port}:{port}']
     assert set(cuda) <= set(base)
     volumes = json.loads(of('VOLUME')[0])
     for service in base.values():

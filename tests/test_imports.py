@@ -82,6 +82,7 @@ ORDER = [
     'p2p_jax.export',
     'p2p_jax.predictor',
     'p2p_jax.predict',
+    'p2p_jax.serve',
     'p2p_jax.scoring',
     'p2p_jax.contenders',
     'p2p_jax.summary',
@@ -158,7 +159,18 @@ def test_help_is_quick_and_light():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for verb in ('train', 'audit', 'prepare', 'evaluate', 'predict', 'generate', 'export', 'import_torch', 'replay'):
+    for verb in (
+        'train',
+        'audit',
+        'prepare',
+        'evaluate',
+        'predict',
+        'generate',
+        'serve',
+        'export',
+        'import_torch',
+        'replay',
+    ):
         assert f'\n  {verb} ' in done.stdout
 
 

@@ -182,6 +182,7 @@ def test_sidd_without_data_says_all_at_once(tmp_path):
         (['audit', '--output=x'], 'audit needs --config'),
         (['audit', '--config=configs/sample.py', '--output=tests'], '--output=tests: that is a folder'),
         (['predict', '--input=x', '--output=y'], 'give either --workdir=DIR of a training or --model=FILE'),
+        (['serve', '--port=8001'], 'give either --workdir=DIR of a training or --model=FILE'),
         (['evaluate'], 'give --workdir=DIR of a training, --model=FILE or --model=BASELINE'),
         (
             ['evaluate', '--model=identity,bm3'],
