@@ -2,6 +2,7 @@
 
 import json
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ def _colours(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(np.rint(image * 255).astype(np.uint8), (*image.shape[:2], 3))
 
 
+def _without_marks(text: str) -> str:
+    """Letters without accents and the like: the font that comes with Pillow has few beyond ASCII."""
+    return ''.join(letter for letter in unicodedata.normalize('NFKD', text) if not unicodedata.combining(letter))
+
+
 def grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str] = (), names: Sequence[str] = ()) -> np.ndarray:
     """Returns one picture with a row for each example.
 
@@ -58,6 +64,7 @@ def grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str] = (), nam
     """
     tiles = [[_colours(centre_crop(image, _LARGEST)) for image in row] for row in rows]
     font = ImageFont.load_default(16)
+    names = [_without_marks(name) for name in names]
     margin = max((round(font.getlength(name)) + 2 * _GAP for name in names), default=0)
     width = margin + max(sum(tile.shape[1] + _GAP for tile in row) for row in tiles) - _GAP
     top = _CAPTION if captions else 0

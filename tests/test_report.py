@@ -12,6 +12,12 @@ def test_grid_puts_examples_in_rows_under_captions():
     assert picture[24 + 24 + 5, [5, 44 + 5, 88 + 5], 0].tolist() == [51, 102, 153]
 
 
+def test_names_are_legible_without_their_accents():
+    tiles = [[np.ones((20, 20, 3))]]
+    for name, plain in (('façade', 'facade'), ('o\u0308l', 'ol')):
+        np.testing.assert_array_equal(report.grid(tiles, names=[name]), report.grid(tiles, names=[plain]))
+
+
 def test_large_images_are_shown_by_their_centre():
     image = np.zeros((600, 700, 3))
     image[300, 350] = 1
