@@ -276,7 +276,7 @@ def _write_page(
     }
     figures = [html.Figure(head, text, report.grid(grid, names=names)) for head, (text, grid) in shown.items() if grid]
     by_class = {kind: {result.name: result.by_class[kind] for result in results} for kind in names}
-    about = html.Summary('Scores', rows, {'class': by_class}, ('real', 'generated'), f'{title}\n{_HOW}', [])
+    about = html.Summary('Scores', rows, {'class': by_class}, ('real', 'generated'), _HOW, [])
     page.save(path, html.render(title, about, [], page.curves([model]), figures, budget_mb=page.BUDGET))
 
 
