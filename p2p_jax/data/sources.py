@@ -156,13 +156,23 @@ def _cifar_row(source: Source) -> np.ndarray:
     return cifar_batch(source.path)[0][int(source.item)]
 
 
-@functools.lru_cache(maxsize=16)
+_opening = threading.Lock()
+
+
 def data_source(path: Path, split: str) -> Any:
     """Returns random access to a split of a TFDS set in array_record, by its version's folder.
 
     Raises:
       UserError: it cannot be read.
     """
+    # TFDS imports its parts when they are first used, under locks of its own: two threads at once may wait for each
+    # other for ever.
+    with _opening:
+        return _data_source(path, split)
+
+
+@functools.lru_cache(maxsize=16)
+def _data_source(path: Path, split: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:

@@ -1,6 +1,10 @@
 import dataclasses
 import itertools
+import sys
+import time
 import tracemalloc
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -43,6 +47,23 @@ def assert_same(batch, other):
     assert batch.keys() == other.keys()
     for key, value in batch.items():
         np.testing.assert_array_equal(value, other[key])
+
+
+def test_prepared_sets_are_opened_by_one_thread_at_a_time(monkeypatch, tmp_path):
+    inside, most = [], []
+
+    def opened(path):
+        inside.append(path)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return types.SimpleNamespace(as_data_source=lambda split: [{'target': np.zeros(1)}])
+
+    library = types.SimpleNamespace(builder_from_directory=opened)
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', library)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda split: Source(tmp_path, 'tfds', f'{split}/0/target').read(), 'abcd'))
+    assert most == [1, 1, 1, 1]
 
 
 def test_the_stream_is_the_random_access_from_any_start(splits):
