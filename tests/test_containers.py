@@ -3,6 +3,7 @@
 import fnmatch
 import importlib.metadata
 import json
+import os
 import re
 import shlex
 import shutil
@@ -93,9 +94,10 @@ def test_the_services_run_commands_that_there_are():
 @pytest.mark.skipif(not shutil.which('make'), reason='no make')
 def test_make_starts_the_services():
     def commands(target, *variables):
-        return subprocess.run(
-            ['make', '-n', target, *variables], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
+        command = ['make', '-n', '--no-print-directory', target, *variables]
+        # `make test` would hand its own variables down.
+        env = {name: value for name, value in os.environ.items() if not name.startswith(('MAKE', 'MFLAGS'))}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
 
     up = commands(
         'service-up', 'ACCELERATOR=cuda', 'CONFIG=configs/polyu.py', 'ARGS=--config.seed=1 --config.ema.decay=0'
