@@ -271,6 +271,38 @@ def _add_optim(config: ConfigDict) -> None:
     config.optim.discriminator.plateau_patience = optional(int)  # looks without improvement
 
 
+def _add_adversary(config: ConfigDict) -> None:
+    """Adds how the discriminator takes part."""
+    config.gan = ConfigDict()
+    config.gan.mode = 'vanilla'  # vanilla | lsgan | hinge | wgan_gp
+    config.gan.weight = 1.0  # of the adversarial loss; 0 trains the generator alone, without a discriminator
+    config.gan.start_step = 0  # the generator alone before
+    config.gan.pretrain_steps = 0  # updates of the discriminator alone, just before its first step with the generator
+    config.gan.d_steps = 1  # updates of the discriminator for each of the generator, each on a batch of its own
+    # λ of feature matching: D's layers should see the same in output and target; pix2pixHD's is 10, in any value_range.
+    config.gan.feature_weight = 0.0
+    config.gan.label_smoothing = 0.0  # vanilla and lsgan: D's target on real images is 1 less this
+    # What D is shown of every image, real or generated, is changed first by color, translation, cutout (DiffAugment).
+    config.gan.augment = ()
+    # Penalties on D's gradient by the image; they are meant for a D without batch norm, which mixes images.
+    config.gan.r1_weight = 0.0  # γ of R1, in any mode; 0: none
+    config.gan.gp_weight = 10.0  # λ of the penalty that belongs to wgan_gp; the other modes have none
+
+
+def _add_faults(config: ConfigDict) -> None:
+    """Adds what is done where numbers go wrong."""
+    config.fault = ConfigDict()
+    # Where a loss or a gradient is NaN or infinite: raise (stop) | skip (leave the update out) | rollback (go back to
+    # the latest checkpoint, on to other batches, with lower rates). What stops leaves a folder for the verb replay.
+    config.fault.on_nonfinite = 'raise'
+    config.fault.skip_limit = 10  # skip: so many updates in a row that are left out stop training
+    config.fault.rollback_limit = 3  # rollback: it goes back so many times; the next stops training
+    config.fault.rollback_lr_factor = 0.5  # rollback: each time takes the learning rates times this
+    # It is said when D collapsed for so many of its updates in a row; None: never. Training goes on as it would.
+    config.fault.collapse_steps = optional(int, 500)
+    config.fault.collapse_eps = 1e-3  # collapsed: both losses of D within this of 0, or its two mean scores this close
+
+
 def get_config() -> ConfigDict:
     """Returns all keys; locked, so that a mistyped key fails."""
     config = ConfigDict()
@@ -304,20 +336,7 @@ def get_config() -> ConfigDict:
     # each device's own, as the reference pix2pix tests). With batch, results depend on what else is in the batch.
     config.norm.statistics = 'running'
 
-    config.gan = ConfigDict()
-    config.gan.mode = 'vanilla'  # vanilla | lsgan | hinge | wgan_gp
-    config.gan.weight = 1.0  # of the adversarial loss; 0 trains the generator alone, without a discriminator
-    config.gan.start_step = 0  # the generator alone before
-    config.gan.pretrain_steps = 0  # updates of the discriminator alone, just before its first step with the generator
-    config.gan.d_steps = 1  # updates of the discriminator for each of the generator, each on a batch of its own
-    # λ of feature matching: D's layers should see the same in output and target; pix2pixHD's is 10, in any value_range.
-    config.gan.feature_weight = 0.0
-    config.gan.label_smoothing = 0.0  # vanilla and lsgan: D's target on real images is 1 less this
-    # What D is shown of every image, real or generated, is changed first by color, translation, cutout (DiffAugment).
-    config.gan.augment = ()
-    # Penalties on D's gradient by the image; they are meant for a D without batch norm, which mixes images.
-    config.gan.r1_weight = 0.0  # γ of R1, in any mode; 0: none
-    config.gan.gp_weight = 10.0  # λ of the penalty that belongs to wgan_gp; the other modes have none
+    _add_adversary(config)
     _add_losses(config)
     _add_optim(config)
 
@@ -346,16 +365,7 @@ def get_config() -> ConfigDict:
     config.eval.pictures = 4  # rows of the picture: input | output | target
     config.eval.names = ('input', 'output')  # of the two, in tables and pictures
 
-    config.fault = ConfigDict()
-    # Where a loss or a gradient is NaN or infinite: raise (stop) | skip (leave the update out) | rollback (go back to
-    # the latest checkpoint, on to other batches, with lower rates). What stops leaves a folder for the verb replay.
-    config.fault.on_nonfinite = 'raise'
-    config.fault.skip_limit = 10  # skip: so many updates in a row that are left out stop training
-    config.fault.rollback_limit = 3  # rollback: it goes back so many times; the next stops training
-    config.fault.rollback_lr_factor = 0.5  # rollback: each time takes the learning rates times this
-    # It is said when D collapsed for so many of its updates in a row; None: never. Training goes on as it would.
-    config.fault.collapse_steps = optional(int, 500)
-    config.fault.collapse_eps = 1e-3  # collapsed: both losses of D within this of 0, or its two mean scores this close
+    _add_faults(config)
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = optional(int, 1_000)  # between evaluations; the latest two and the best are kept
