@@ -18,6 +18,7 @@ from p2p_jax.inference import Model
 from p2p_jax.lookup import UserError, pick
 from p2p_jax.pretrained import PACKAGE
 from p2p_jax.sample_scores import Eyes, Result, Row, alone, score
+from p2p_jax.settings import takes_labels
 
 _SHOWN = 8  # images of each class that are looked at, and in each row from one to another
 _LEAST = 10  # samples; the inception score is a mean over so many parts
@@ -121,11 +122,21 @@ def _check(models: Sequence[Model], options: Options) -> Options:
 
 
 def _find(model: Model, config: ml_collections.ConfigDict | None) -> Splits:
-    """Finds the data to compare with, which must have the model's classes."""
+    """Finds the data to compare with: those of the training, or others of the model's classes and size."""
     chosen = model.config if config is None else config
+    if not takes_labels(chosen):
+        raise UserError('--config: it makes images from images; expected one of labels, such as configs/labelled.py')
+    size = model.config.data.crop_size
+    if chosen.data.crop_size != size:
+        raise UserError(
+            f'--config: data.crop_size={chosen.data.crop_size}, but {model.origin} makes images of {size} pixels; set '
+            f'it and, for larger pictures, data.resize to {size}'
+        )
     if chosen.data.dir is None and chosen.data.layout == 'auto':
         raise UserError(f'{model.origin} names no data: give --config=FILE with --config.data.dir=DIR')
     splits = datasets.find_splits(chosen, SPLITS)
+    if config is None:
+        datasets.check_stored_splits(model.origin, splits)
     classes = tuple(datasets.with_classes(chosen, splits).data.classes)
     if classes != model.job.classes:
         raise UserError(f'{model.origin} makes {", ".join(model.job.classes)}; the data have {", ".join(classes)}')
@@ -304,7 +315,7 @@ def evaluate_labels(
     weights = {'inception': options.inception} if options.inception else {}
     eyes = Eyes.build(weights | {'vgg16': options.vgg}, options.classifier, classes)
     splits = _find(first, config)
-    records, threads = _choose(splits, options, classes), first.config.data.threads
+    records, threads = _choose(splits, options, classes), (first.config if config is None else config).data.threads
     title = f'{options.samples} generated images against {len(records)} real ones of {" and ".join(options.splits)}'
     print(f'{", ".join(map(str, models))}: {title} …', flush=True)
     close = find_neighbours([_pictures(model, options) for model in models], splits, size, threads)

@@ -155,6 +155,23 @@ def test_what_cannot_be_is_told_before_anything_is_made(model, changes, message)
         evaluate(model, **changes)
 
 
+def test_data_that_do_not_fit_are_refused(model, tmp_path):
+    def other(**changes):
+        config = model.config.copy_and_resolve_references()
+        config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
+        return evaluate_labels.evaluate_labels([model], config, Options(samples=10))
+
+    with pytest.raises(UserError, match=r'data.crop_size=16, but .*none makes images of 8 pixels; set it and'):
+        other(data__crop_size=16)
+    with pytest.raises(UserError, match='it makes images from images; expected one of labels'):
+        other(generator__name='unet')
+    # A training whose data have changed since.
+    stored = {'scale': 1.0, 'splits': {'test': ['gone']}}
+    (tmp_path / 'data.json').write_text(json.dumps(stored))
+    with pytest.raises(UserError, match='holds a training on other data than is there now'):
+        evaluate(dataclasses.replace(model, origin=tmp_path))
+
+
 def test_other_classes_are_refused(model, tmp_path, monkeypatch):
     trees.class_folders(tmp_path)
     (tmp_path / 'cat').rename(tmp_path / 'cow')
