@@ -313,8 +313,8 @@ def get_config() -> ConfigDict:
     config.deterministic = False
     config.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
     config.value_range = (-1.0, 1.0)  # of images inside the networks; the weight of a pixel loss depends on it
-    # Form of the strided convolutions: auto (by back end) | native | phase | gemm | portable (for exports); all give
-    # the same values.
+    # Form of the strided convolutions: auto (by back end) | native | cpu | portable (for exports); all give the same
+    # values.
     config.conv_form = 'auto'
 
     _add_data(config)

@@ -223,26 +223,54 @@ def build_schedule(options: OptimOptions, steps: int, key: str = 'optim') -> opt
     return lambda step: schedule(step) * jnp.minimum((step + 1) / (options.warmup_steps + 1), 1.0)
 
 
-def _moments_and_decay(options: OptimOptions) -> optax.GradientTransformation:
+def global_norm(tree: PyTree) -> jax.Array:
+    """The square root of the sum of the squares of all leaves.
+
+    As dot products: on the CPU XLA writes the squares of optax's down before it adds them.
+    """
+    return jnp.sqrt(sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), jnp.float32(0)))
+
+
+def _moments_and_decay(options: OptimOptions) -> optax.GradientTransformationExtraArgs:
     """Returns Adam (Kingma and Ba 2015), or AdamW (Loshchilov and Hutter 2019, algorithm 2), without the rate.
 
     AdamW's update adds weight_decay · parameter, for all parameters, to Adam's; the rate, which multiplies both, is
     PyTorch's scaling. Gradients whose global norm is above `clip_norm` are first scaled down to it (Pascanu et al.
     2013, algorithm 1). The state is Adam's whatever the options are, so that a training can go on with others.
+
+    Its `update` takes `fine` besides, a boolean: where False, the state stays as it is and the updates are 0.
     """
     moments = optax.scale_by_adam(b1=options.b1, b2=options.b2)
 
-    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree = None, *, fine: jax.Array | bool = True, **_: Any
+    ) -> tuple[PyTree, PyTree]:
         if options.clip_norm:
             # 1 where the norm is smaller, 0 included.
-            factor = options.clip_norm / jnp.maximum(optax.global_norm(grads), options.clip_norm)
+            factor = options.clip_norm / jnp.maximum(global_norm(grads), options.clip_norm)
             grads = jax.tree.map(lambda g: factor * g, grads)
-        updates, state = moments.update(grads, state, params)
-        if options.weight_decay:
-            updates = jax.tree.map(lambda u, p: u + options.weight_decay * p, updates, params)
-        return updates, state
+        after = moments.update(grads, state)[1]
+        after = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, state)
+        means, squares = after.mu, after.nu
+        if jax.default_backend() == 'cpu':
+            # The moments are written over the old ones before the update is made of them. In one loop that reads the
+            # old ones XLA first copies them: half as much memory again goes by, which is what Adam takes its time for.
+            leaves = zip(jax.tree.leaves(means), jax.tree.leaves(squares), strict=True)
+            pairs = zip(*map(jax.lax.optimization_barrier, leaves), strict=True)
+            means, squares = (jax.tree.unflatten(jax.tree.structure(means), leaves) for leaves in pairs)
+            after = after._replace(mu=means, nu=squares)
+        of_mean, of_square = (1 - b**after.count for b in (options.b1, options.b2))
 
-    return optax.GradientTransformation(moments.init, update)
+        def direction(mean: jax.Array, square: jax.Array, param: jax.Array | None = None) -> jax.Array:
+            step = (mean / of_mean) / (jnp.sqrt(square / of_square) + 1e-8)
+            if options.weight_decay and param is not None:
+                step += options.weight_decay * param
+            return jnp.where(fine, step, 0)
+
+        decaying = (params,) if options.weight_decay else ()
+        return jax.tree.map(direction, means, squares, *decaying), after
+
+    return optax.GradientTransformationExtraArgs(moments.init, update)
 
 
 class Plateau(flax.struct.PyTreeNode):
@@ -281,7 +309,7 @@ class Optimizer:
     """
 
     options: OptimOptions
-    transformation: optax.GradientTransformation
+    transformation: optax.GradientTransformationExtraArgs
     schedule: optax.Schedule
 
     @property

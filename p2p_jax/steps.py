@@ -13,7 +13,7 @@ from p2p_jax import metrics
 from p2p_jax.faults import SKIPPED
 from p2p_jax.job import AXIS, Adversary, Job
 from p2p_jax.losses import feature_matching, mean_per_example, over_scales
-from p2p_jax.optim import Optimizer
+from p2p_jax.optim import Optimizer, global_norm
 from p2p_jax.state import Fault, NetworkState, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -49,9 +49,15 @@ def mean_over_devices(tree: PyTree) -> PyTree:
 
 
 def _update(
-    network: NetworkState, optimizer: Optimizer, grads: PyTree, batch_stats: PyTree, rate: jax.Array
+    network: NetworkState,
+    optimizer: Optimizer,
+    grads: PyTree,
+    batch_stats: PyTree,
+    rate: jax.Array,
+    fine: jax.Array | bool = True,
 ) -> NetworkState:
-    updates, opt_state = optimizer.transformation.update(grads, network.opt_state, network.params)
+    """The updated network; with `fine` False its parameters and its optimiser's state are the old ones."""
+    updates, opt_state = optimizer.transformation.update(grads, network.opt_state, network.params, fine=fine)
     params = optax.apply_updates(network.params, jax.tree.map(lambda u: -rate * u, updates))
     return network.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
 
@@ -246,16 +252,14 @@ def _averaged(job: Job, ema: PyTree, network: NetworkState, step: jax.Array) -> 
     return jax.tree_util.tree_map_with_path(move, ema, network.variables)
 
 
-def _guarded(job: Job, old: TrainState, new: TrainState, logged: Metrics) -> tuple[TrainState, Metrics]:
-    """The new state, or the old one with the counters moved on where a term is not finite or training must stop.
+def _judge(job: Job, old: TrainState, logged: Metrics) -> tuple[jax.Array, Fault, Metrics]:
+    """Whether the update counts: all terms are finite, and training was not stopped before.
 
-    Where updates are skipped, it is logged which were.
+    Returns:
+      That, a scalar; what is remembered of faults; the metrics, which say where updates are skipped which were.
     """
     bad = jnp.stack([~jnp.isfinite(logged[term]) if term in logged else jnp.bool_(False) for term in job.terms])
     running, met = old.fault.step < 0, jnp.any(bad)
-    trained = [(state.generator, state.discriminator, state.ema) for state in (new, old)]
-    fine = running & ~met
-    generator, discriminator, ema = jax.tree.map(lambda after, before: jnp.where(fine, after, before), *trained)
     row = jnp.where(met, old.fault.row + 1, 0)
     stops = running & (row >= job.faults.limit)
     fault = Fault(
@@ -268,7 +272,12 @@ def _guarded(job: Job, old: TrainState, new: TrainState, logged: Metrics) -> tup
     )
     if job.faults.on_nonfinite == 'skip':
         logged = logged | {SKIPPED: met.astype(jnp.float32)}
-    return new.replace(generator=generator, discriminator=discriminator, ema=ema, fault=fault), logged
+    return running & ~met, fault, logged
+
+
+def _kept(fine: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """The new one, or the old one where the update does not count."""
+    return jax.tree.map(lambda after, before: jnp.where(fine, after, before), new, old)
 
 
 def _lowered(job: Job, rate: jax.Array, state: TrainState) -> jax.Array:
@@ -280,9 +289,9 @@ def _lowered(job: Job, rate: jax.Array, state: TrainState) -> jax.Array:
 
 def _norms(network: str, grads: PyTree, detailed: bool) -> Metrics:
     """The norm of the gradients, and with `detailed` those of each group of parameters."""
-    norms = {f'grad_norm/{network}': optax.global_norm(grads)}
+    norms = {f'grad_norm/{network}': global_norm(grads)}
     groups = grads.items() if detailed else ()
-    return norms | {f'grad_norm/{network}/{name}': optax.global_norm(group) for name, group in groups}
+    return norms | {f'grad_norm/{network}/{name}': global_norm(group) for name, group in groups}
 
 
 def train_step(
@@ -338,9 +347,10 @@ def train_step(
         rate = _lowered(job, adversary.optimizer.rate(state.step - adversary.start_step, d.plateau), state)
         logged |= d_logged | _norms('discriminator', d_grads, detailed) | {'lr/discriminator': rate}
         d = _update(d, adversary.optimizer, d_grads, d_stats, rate)
-    new = state.replace(batch=state.batch + 1, discriminator=d or state.discriminator)
+    new = state.replace(batch=state.batch + 1)
     if phase == 'discriminator':
-        return _guarded(job, state, new, logged)
+        fine, fault, logged = _judge(job, state, logged)
+        return new.replace(discriminator=_kept(fine, d, state.discriminator), fault=fault), logged
 
     def work(stats: PyTree, part: Part) -> tuple[PyTree, tuple[PyTree, Metrics]]:
         image, pull_back, after = shared or forward(stats, part)
@@ -350,14 +360,18 @@ def train_step(
     g_stats, (grads, g_logged) = mean_over_devices(_over_parts(work, g.batch_stats, parts))
     rate = _lowered(job, job.optimizer.rate(state.step, g.plateau), state)
     logged |= g_logged | _norms('generator', grads, detailed) | {'lr/generator': rate}
-    g = _update(g, job.optimizer, grads, g_stats, rate)
+    fine, fault, logged = _judge(job, state, logged)
+    new = new.replace(step=state.step + 1, fault=fault)
     seen = {'train_psnr': logged['train/psnr']} if job.watches_psnr else {}
-    g = g.replace(plateau=job.optimizer.after_step(g.plateau, seen | {'loss': logged['g/loss']}))
     if job.adversary and d:
         plateau = job.adversary.optimizer.after_step(d.plateau, seen | {'loss': logged['d/loss']})
-        new = new.replace(discriminator=d.replace(plateau=plateau))
-    ema = None if state.ema is None else _averaged(job, state.ema, g, state.step)
-    return _guarded(job, state, new.replace(step=state.step + 1, generator=g, ema=ema), logged)
+        new = new.replace(discriminator=_kept(fine, d.replace(plateau=plateau), state.discriminator))
+    plateau = job.optimizer.after_step(g.plateau, seen | {'loss': logged['g/loss']})
+    # The largest of the states is guarded where it is written.
+    g = _update(g, job.optimizer, grads, _kept(fine, g_stats, g.batch_stats), rate, fine)
+    g = g.replace(plateau=_kept(fine, plateau, g.plateau))
+    ema = None if state.ema is None else _kept(fine, _averaged(job, state.ema, g, state.step), state.ema)
+    return new.replace(generator=g, ema=ema), logged
 
 
 def after_evaluation(job: Job, state: TrainState, scores: dict[str, float] | None) -> TrainState:

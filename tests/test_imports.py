@@ -38,6 +38,7 @@ ORDER = [
     'p2p_jax.data.order',
     'p2p_jax.data.pipeline',
     'p2p_jax.data',
+    'p2p_jax.models.convolutions',
     'p2p_jax.models.layers',
     'p2p_jax.models.unet',
     'p2p_jax.models.classical_unet',

@@ -1,17 +1,7 @@
-"""Building blocks of all networks: convolutions, normalisation, activation.
-
-This is the one place where the form of a strided convolution is chosen. XLA's CPU back end computes the kernel
-gradient of an lhs-dilated convolution (what a transposed convolution is, and what the input gradient of a strided one
-becomes) by a naive path. A 4×4 convolution of stride 2 is therefore rewritten as a 2×2 convolution of stride 1, with
-the same weights in another order, whose gradients are plain. All forms share one kernel of shape (4, 4, in, out), so
-that checkpoints do not depend on the form. 3×3 kernels are 4×4 ones with a row and a column of zeros; 2×2 ones, whose
-windows do not overlap, are matrix products.
-"""
+"""Building blocks of all networks: layers with their parameters, normalisation, activation."""
 
 import dataclasses
-import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from p2p_jax.lookup import UserError, pick
+from p2p_jax.models.convolutions import convolve, depthwise, downsample, upsample
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'leaky_relu': lambda x: nn.leaky_relu(x, 0.2),
@@ -32,158 +23,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 NORMS = ('batch', 'instance', 'spectral', 'group', 'none')
 STATISTICS = ('running', 'batch')
-FORMS = ('native', 'phase', 'gemm', 'portable')
-# On the CPU the matrix product wins over XLA's convolution up to this height and width of the 2×2 convolution.
-_GEMM_UP_TO = 64
-# Side of the kernel: what the native forms pad before and after, so that sizes are halved (rounded down) and doubled.
-_PADS_DOWN = {2: (0, 0), 3: (1, 0), 4: (1, 1)}
-_PADS_UP = {2: (1, 1), 3: (1, 2), 4: (2, 2)}
-_NHWC = ('NHWC', 'HWIO', 'NHWC')
-
-# In both kinds of layer, tap 2a + p of the kernel meets block a at phase p: (4, 4, in, out) -> (a, p, b, q, in, out).
-
-
-def _conv2x2(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
-    """A VALID 2×2 convolution of stride 1: (n, h + 1, w + 1, in), (2, 2, in, out) -> (n, h, w, out)."""
-    if form == 'phase':
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', dimension_numbers=_NHWC)
-    columns = jnp.concatenate([x[:, :-1, :-1], x[:, :-1, 1:], x[:, 1:, :-1], x[:, 1:, 1:]], axis=-1)
-    return columns @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def choose_form(form: str, *sizes: int) -> str:
-    """Returns the form of a strided convolution.
-
-    Args:
-      form: 'native', 'phase', 'gemm', 'portable', which is native but chooses by the back end that it comes to run on
-        where that matters for inference, or 'auto', which chooses by the present one.
-      *sizes: height and width on the low-resolution side, in pixels; only 'auto' looks at them.
-
-    Raises:
-      UserError: an unknown form.
-    """
-    if form == 'auto':
-        if jax.default_backend() != 'cpu':
-            return 'native'
-        return 'gemm' if max(sizes) <= _GEMM_UP_TO else 'phase'
-    return pick({name: name for name in FORMS}, form, 'conv_form')
-
-
-def downsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
-    """A convolution of stride 2, in the given form: 4×4 or 3×3 with padding 1, or 2×2 without.
-
-    Args:
-      x: (n, h, w, in); of an odd height, 3×3 leaves out the window that would start at the last row.
-      kernel: (4, 4, in, out), (3, 3, in, out) or (2, 2, in, out).
-      form: 'auto' or one of FORMS; all give the same values.
-
-    Returns:
-      (n, h // 2, w // 2, out).
-    """
-    n, height, width, features = x.shape
-    h, w = height // 2, width // 2
-    side = kernel.shape[0]
-    # 16 taps for 9 cost more than XLA's gradients of the 3×3 convolution do (twice as much, measured).
-    form = 'native' if side == 3 and form == 'auto' else choose_form(form, h, w)
-    if form in ('native', 'portable'):
-        pads = (_PADS_DOWN[side], _PADS_DOWN[side])
-        return jax.lax.conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=_NHWC)
-    if side == 2:
-        x = x[:, : 2 * h, : 2 * w].reshape(n, h, 2, w, 2, features).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(n, h, w, 4 * features) @ kernel.reshape(4 * features, -1)
-    if side == 3:
-        kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
-    # The last row of an odd height meets no window; the same for the last column.
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, : 2 * h + 2, : 2 * w + 2]
-    x = x.reshape(n, h + 1, 2, w + 1, 2, features).transpose(0, 1, 3, 2, 4, 5).reshape(n, h + 1, w + 1, 4 * features)
-    taps = kernel.reshape(2, 2, 2, 2, features, -1).transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * features, -1)
-    return _conv2x2(x, taps, form)
-
-
-def upsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
-    """A transposed convolution of stride 2, in the given form.
-
-    In PyTorch's terms 4×4 with padding 1, 3×3 with padding 1 and output padding 1, or 2×2 without; its kernels are
-    `flax.linen.ConvTranspose`'s, which are PyTorch's mirrored in height and width.
-
-    Args:
-      x: (n, h, w, in).
-      kernel: (4, 4, in, out), (3, 3, in, out) or (2, 2, in, out).
-      form: 'auto' or one of FORMS; all give the same values.
-
-    Returns:
-      (n, 2 h, 2 w, out).
-    """
-    n, h, w, features = x.shape
-    form = choose_form(form, h, w)
-    side, out = kernel.shape[0], kernel.shape[-1]
-    if form in ('native', 'portable'):
-        pads = (_PADS_UP[side], _PADS_UP[side])
-        return jax.lax.conv_transpose(x, kernel, (2, 2), pads, dimension_numbers=_NHWC)
-    if side == 2:
-        taps = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(features, 4 * out)
-        return (x @ taps).reshape(n, h, w, 2, 2, out).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, out)
-    if side == 3:
-        kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
-    taps = kernel.reshape(2, 2, 2, 2, features, out).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, features, 4 * out)
-    y = _conv2x2(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), taps, form).reshape(n, h + 1, w + 1, 2, 2, out)
-    phases = [[y[:, p : p + h, q : q + w, p, q] for q in (0, 1)] for p in (0, 1)]
-    rows = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
-    return rows.reshape(n, 2 * h, 2 * w, out)
-
-
-@jax.custom_vjp
-def _shift_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`depthwise` as the sum of nine shifted images."""
-    h, w = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = [x[:, i : i + h, j : j + w] * kernel[i, j, 0] for i in range(3) for j in range(3)]
-    return functools.reduce(operator.add, taps)
-
-
-def _shift_and_add_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _shift_and_add(x, kernel), (x, kernel)
-
-
-def _shift_and_add_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = kept
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    def tap(i: jax.Array) -> jax.Array:
-        shifted = jax.lax.dynamic_slice(padded, (0, i // 3, i % 3, 0), x.shape)
-        return jnp.sum(shifted * slope, axis=(0, 1, 2))
-
-    # One tap after the other: all nine in one loop, as XLA fuses them otherwise, take up to six times as long.
-    return _shift_and_add(slope, kernel[::-1, ::-1]), jax.lax.map(tap, jnp.arange(9)).reshape(kernel.shape)
-
-
-_shift_and_add.defvjp(_shift_and_add_forward, _shift_and_add_backward)
-
-
-def depthwise(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
-    """A 3×3 convolution of each channel by itself, stride 1, padding 1.
-
-    Args:
-      x: (n, h, w, c).
-      kernel: (3, 3, 1, c).
-      form: 'native' is XLA's grouped convolution, which is slow on the CPU (forward 40 times as slow as the sum of the
-        nine shifted images that the other forms are, forward and backward 10 to 20 times); 'auto' and 'portable'
-        choose by back end.
-
-    Returns:
-      (n, h, w, c).
-    """
-
-    def grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        pads = ((1, 1), (1, 1))
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), pads, dimension_numbers=_NHWC, feature_group_count=x.shape[-1]
-        )
-
-    form = choose_form(form, *x.shape[1:3])
-    if form == 'portable':
-        return jax.lax.platform_dependent(x, kernel, cpu=_shift_and_add, default=grouped)
-    return grouped(x, kernel) if form == 'native' else _shift_and_add(x, kernel)
 
 
 def missing(length: int, multiple: int) -> int:
@@ -215,33 +54,38 @@ def kernel_initializer(init_std: float | None) -> nn.initializers.Initializer:
     return nn.initializers.normal(init_std)
 
 
-class Strided(nn.Module):
-    """A convolution of stride 2 that halves or doubles height and width, with its parameters.
+class Convolution(nn.Module):
+    """A convolution with its parameters, which keeps, halves or doubles height and width.
 
     Attributes:
       features: channels of the output.
+      size: of the kernel; 4, 3 or 2 where height and width change, see `downsample` and `upsample`.
       use_bias: whether a bias is added.
-      direction: 'down' halves height and width, 'up' doubles them.
+      direction: 'same' has stride 1, 'down' halves height and width, 'up' doubles them.
       form: of the convolution, or 'auto'.
       init_std: standard deviation of the initial kernel; see `kernel_initializer`.
       dtype: of the computation.
-      size: of the kernel: 4, 3 or 2; see `downsample` and `upsample`.
+      padding: zeros on each side, of 'same'.
     """
 
     features: int
+    size: int
     use_bias: bool
     direction: str
     form: str
     init_std: float | None
     dtype: Any
-    size: int = 4
+    padding: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', kernel_initializer(self.init_std), shape)
-        resample = {'down': downsample, 'up': upsample}[self.direction]
-        y = resample(x.astype(self.dtype), kernel.astype(self.dtype), self.form)
+        x, taps = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.direction == 'same':
+            y = convolve(x, taps, self.padding, self.form)
+        else:
+            y = {'down': downsample, 'up': upsample}[self.direction](x, taps, self.form)
         if self.use_bias:
             y += self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
@@ -350,17 +194,7 @@ class Style:
         size: int = 4,
     ) -> jax.Array:
         """A `size` × `size` convolution (4, 3 or 2) of stride 2, `direction` 'down' or 'up'; x (n, h, w, c)."""
-        layer = Strided(
-            features,
-            use_bias=self._use_bias if use_bias is None else use_bias,
-            direction=direction,
-            form=self.conv_form,
-            init_std=self.init_std,
-            dtype=self.dtype,
-            size=size,
-            name=name,
-        )
-        return self._apply(layer, x, update_spectral)
+        return self._convolution(name, size, features, x, direction, update_spectral, use_bias)
 
     def convolve(
         self,
@@ -380,13 +214,28 @@ class Style:
         padding = (size - 1) // 2
         if mirrored:
             x, padding = reflect(x, *[(padding, padding)] * 2), 0
-        layer = nn.Conv(
+        return self._convolution(name, size, features, x, 'same', update_spectral, use_bias, padding)
+
+    def _convolution(
+        self,
+        name: str,
+        size: int,
+        features: int,
+        x: jax.Array,
+        direction: str,
+        update_spectral: bool,
+        use_bias: bool | None,
+        padding: int = 0,
+    ) -> jax.Array:
+        layer = Convolution(
             features,
-            (size, size),
-            padding=padding,
+            size,
             use_bias=self._use_bias if use_bias is None else use_bias,
-            kernel_init=kernel_initializer(self.init_std),
+            direction=direction,
+            form=self.conv_form,
+            init_std=self.init_std,
             dtype=self.dtype,
+            padding=padding,
             name=name,
         )
         return self._apply(layer, x, update_spectral)

@@ -6,7 +6,8 @@ import pytest
 from p2p_jax.lookup import UserError
 from p2p_jax.models import GENERATORS
 from p2p_jax.models.classical_unet import ClassicalUNet, max_pool
-from p2p_jax.models.layers import NORMS, Style, upsample
+from p2p_jax.models.convolutions import upsample
+from p2p_jax.models.layers import NORMS, Style
 from tests.models.generators import (
     check_any_size,
     check_batch_independence,

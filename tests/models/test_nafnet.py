@@ -8,7 +8,8 @@ from configs import default
 from p2p_jax.job import build_job
 from p2p_jax.lookup import UserError
 from p2p_jax.models import GENERATORS
-from p2p_jax.models.layers import Style, depthwise, downsample
+from p2p_jax.models.convolutions import depthwise, downsample
+from p2p_jax.models.layers import Style
 from p2p_jax.models.nafnet import NAFBlock, NAFNet, average, pixel_shuffle
 from tests.models.generators import (
     check_any_size,

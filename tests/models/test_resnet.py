@@ -4,7 +4,8 @@ import pytest
 
 from p2p_jax.lookup import UserError
 from p2p_jax.models import GENERATORS
-from p2p_jax.models.layers import NORMS, Style, downsample, upsample
+from p2p_jax.models.convolutions import downsample, upsample
+from p2p_jax.models.layers import NORMS, Style
 from p2p_jax.models.resnet import ResNetGenerator
 from tests.models.generators import (
     check_any_size,
