@@ -259,10 +259,11 @@ def _moments_and_decay(options: OptimOptions) -> optax.GradientTransformationExt
             pairs = zip(*map(jax.lax.optimization_barrier, leaves), strict=True)
             means, squares = (jax.tree.unflatten(jax.tree.structure(means), leaves) for leaves in pairs)
             after = after._replace(mu=means, nu=squares)
-        of_mean, of_square = (1 - b**after.count for b in (options.b1, options.b2))
+        means = optax.tree.bias_correction(means, options.b1, after.count)
+        squares = optax.tree.bias_correction(squares, options.b2, after.count)
 
         def direction(mean: jax.Array, square: jax.Array, param: jax.Array | None = None) -> jax.Array:
-            step = (mean / of_mean) / (jnp.sqrt(square / of_square) + 1e-8)
+            step = mean / (jnp.sqrt(square) + 1e-8)
             if options.weight_decay and param is not None:
                 step += options.weight_decay * param
             return jnp.where(fine, step, 0)
