@@ -19,6 +19,7 @@ setup(
         'absl-py',
         'clu',
         'dm_pix',
+        'filelock',  # JAX bounds its cache of compiled programs with it
         'flax',
         'grain',
         'imagecodecs',

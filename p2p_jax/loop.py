@@ -1,11 +1,13 @@
 """The loop of a training: steps, and at their intervals the log, scores, pictures and checkpoints."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from p2p_jax import report
 from p2p_jax.checkpoint import Checkpoints
 from p2p_jax.data import images
-from p2p_jax.data.pipeline import TrainData, split_over_devices
+from p2p_jax.data.pipeline import Batch, TrainData, split_over_devices
 from p2p_jax.evaluate import describe
 from p2p_jax.faults import COLLAPSED, SKIPPED, CollapseWatch
 from p2p_jax.job import AXIS, Job
@@ -96,17 +98,29 @@ class Progress:
     batch_size: int
     started: float = dataclasses.field(default_factory=time.monotonic)
     marked: tuple[int, float] = (0, 0.0)
+    waited: float = 0.0
     last_score: str = ''
 
     def mark(self, step: int) -> None:
-        """Starts the clock of the next rate, after a step or whatever else took time."""
-        self.marked = (step, time.monotonic())
+        """Starts the clock of the next rates, after a step or whatever else took time."""
+        self.marked, self.waited = (step, time.monotonic()), 0.0
 
-    def rate(self, step: int) -> float:
-        """Returns images a second since the last mark, and marks."""
-        since, began = self.marked
+    def rates(self, step: int) -> dict[str, float]:
+        """Returns images a second and the share of the time waited for data, both since the last mark, and marks."""
+        (since, began), waited = self.marked, self.waited
         self.mark(step)
-        return (step - since) * self.batch_size / (self.marked[1] - began)
+        seconds = self.marked[1] - began
+        return {'images_per_second': (step - since) * self.batch_size / seconds, 'data_wait': waited / seconds}
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yields the batches, and remembers how long they were waited for."""
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
 
     def line(self, step: int, means: dict[str, float]) -> str:
         """Returns the line for a step."""
@@ -156,18 +170,44 @@ class NonFinite(Exception):  # noqa: N818 - no error where training goes back
 Steps = dict[str, Callable[..., tuple[TrainState, dict[str, jax.Array]]]]
 
 
+def compiler_options() -> dict[str, Any]:
+    """Returns what XLA's compiler is told about training's programs.
+
+    On a CPU its effort for the loops between matrix products and convolutions takes a quarter of the time to the first
+    step and gains nothing after it (measured: experiments/benchmarks/NOTES.md). What XLA_FLAGS says takes precedence.
+    """
+    option = 'xla_backend_optimization_level'
+    if jax.default_backend() != 'cpu' or option in os.environ.get('XLA_FLAGS', ''):
+        return {}
+    return {option: 1}
+
+
+def _compiled(function: Any) -> Callable[..., Any]:
+    """Compiles a mapped function when it is first called, for arguments of those shapes."""
+    programs: list[Callable[..., Any]] = []
+
+    def call(*arguments: Any) -> Any:
+        if not programs:
+            programs.append(function.lower(*arguments).compile(compiler_options()))
+        return programs[0](*arguments)
+
+    return call
+
+
+def map_step(job: Job, phase: str) -> Any:
+    """Returns the train step of a phase, mapped over the devices: f(state, batch, frozen); the state is donated."""
+    return jax.pmap(
+        functools.partial(train_step, job, phase),
+        axis_name=AXIS,
+        in_axes=(None, 0, None),
+        out_axes=(None, None),
+        donate_argnums=0,
+    )
+
+
 def map_steps(job: Job, total: int) -> Steps:
-    """Returns the train step of each phase, mapped over the devices; each is compiled when it is first called."""
-    return {
-        phase: jax.pmap(
-            functools.partial(train_step, job, phase),
-            axis_name=AXIS,
-            in_axes=(None, 0, None),
-            out_axes=(None, None),
-            donate_argnums=0,
-        )
-        for phase in {phase for _, phase in job.phases(0, total)}
-    }
+    """Returns the mapped train step of each phase; each is compiled when it is first called."""
+    return {phase: _compiled(map_step(job, phase)) for phase in {phase for _, phase in job.phases(0, total)}}
 
 
 @dataclasses.dataclass
@@ -218,15 +258,28 @@ class Run:
 
     def __post_init__(self) -> None:
         self.watch = CollapseWatch(self.job.faults, self.standing.collapsed)
+        self.unsaid: tuple[int, list[dict[str, Any]]] | None = None  # a step whose log is due, and its metrics
+        self.artist = concurrent.futures.ThreadPoolExecutor(1)
+        self.drawing: concurrent.futures.Future[None] | None = None
 
     def raise_on_fault(self, state: TrainState) -> None:
         """Waits for the state; raises NonFinite if training must not go on from it."""
         if state.fault.step >= 0:
             raise NonFinite(state)
 
-    def log(self, progress: Progress, step: int) -> None:
-        """Writes the means of the metrics since the last log and prints the progress line."""
-        history, self.standing.recent = jax.device_get(self.standing.recent), []
+    def log(self, progress: Progress, state: TrainState) -> None:
+        """Writes the means of the metrics that are due and prints the progress line; raises NonFinite where it is due.
+
+        By then the device has its next step, or there is none: it does not wait for what is done here.
+
+        Args:
+          progress: of the training.
+          state: of that step or a later one.
+        """
+        if self.unsaid is None:
+            return
+        (step, recent), self.unsaid = self.unsaid, None
+        history = jax.device_get(recent)
         skipped = sum(bool(values.get(SKIPPED)) for values in history)
         seen = [values for values in history if not values.get(SKIPPED)] or history
         # Not every step has every metric: D may start between two logs.
@@ -239,9 +292,12 @@ class Run:
         if 'd/real' in means:
             means[COLLAPSED] = float(bool(self.watch.collapsed))
             notes += [f'D collapsed ({self.watch.collapsed})'] if self.watch.collapsed else []
-        means['images_per_second'] = progress.rate(step)
+        means |= progress.rates(step)
         self.writer.write_scalars(step, means)
         say(' | '.join([progress.line(step, means), *notes]))
+        # A state that training must not go on from has such a term in its metrics; otherwise nothing waits for it.
+        if not all(np.isfinite(value) for values in history for value in values.values()):
+            self.raise_on_fault(state)
 
     def validate(self, progress: Progress, step: int, state: TrainState) -> TrainState:
         """Scores the state on the validation split, shows pictures, saves it with its score, and returns it.
@@ -253,7 +309,7 @@ class Run:
         regular = step % self.lengths.evaluate == 0
         if self.job.classes:
             rows = self.look(step, state)
-            self.show(step, report.grid(rows, names=self.job.classes) if all(rows) else None)
+            self.show(step, rows, (), self.job.classes)
             state = after_evaluation(self.job, state, None) if regular else state
             self.save(step, state)
             return state
@@ -265,8 +321,7 @@ class Run:
         named = {f'val/{m}': value for m, value in scores['output'].items()}
         named |= {f'val/input_{m}': value for m, value in scores['input'].items()}
         self.writer.write_scalars(step, named)
-        shown = evaluation.pictures
-        self.show(step, report.grid(shown, [*self.config.eval.names, 'target']) if shown else None)
+        self.show(step, evaluation.pictures, [*self.config.eval.names, 'target'])
         say(describe(self.config, f'validation at step {step}', evaluation))
         progress.last_score = f'val {psnr:.2f} dB'
         if regular:
@@ -274,11 +329,22 @@ class Run:
         self.save(step, state, psnr)
         return state
 
-    def show(self, step: int, picture: np.ndarray | None) -> None:
-        """Writes a picture, where there is one, from one process only."""
-        if picture is not None and jax.process_index() == 0:
-            self.writer.write_images(step, {'val': picture[None]})
-            images.write_image(self.workdir / 'samples' / f'{step:07}.png', picture)
+    def show(self, step: int, rows: list[list[np.ndarray]], *names: Any) -> None:
+        """Writes what `draw` makes, in a thread of its own, where there are rows; from one process only."""
+        self.finish_drawing()
+        if all(rows) and rows and jax.process_index() == 0:
+            self.drawing = self.artist.submit(self._draw, step, functools.partial(report.grid, rows, *names))
+
+    def _draw(self, step: int, draw: Callable[[], np.ndarray]) -> None:
+        picture = draw()
+        self.writer.write_images(step, {'val': picture[None]})
+        images.write_image(self.workdir / 'samples' / f'{step:07}.png', picture)
+
+    def finish_drawing(self) -> None:
+        """Waits for the last picture; raises what went wrong with it."""
+        if self.drawing:
+            self.drawing.result()
+        self.drawing = None
 
     def stopped(self, state: TrainState) -> bool:
         """Whether `train.patience` is at its end, and says so."""
@@ -294,6 +360,7 @@ class Run:
     def save(self, step: int, state: TrainState, psnr: float | None = None) -> None:
         """Saves a state that is known to be finite; the log reaches the disk before it."""
         self.raise_on_fault(state)
+        self.finish_drawing()
         self.writer.flush()
         self.checkpoints.save(state, step, self.config.to_dict(), psnr, self.standing.to_json())
 
@@ -332,6 +399,11 @@ class Run:
 
     def loop(self, state: TrainState) -> None:
         """Trains to the end. Nothing in here waits for the device but at the intervals."""
+        with self.artist:
+            self._loop(state)
+            self.finish_drawing()
+
+    def _loop(self, state: TrainState) -> None:
         first, lengths = int(state.step), self.lengths
         plan = list(self.job.phases(first, lengths.total))[self.standing.alone :]
         progress = Progress(first, lengths.total, self.config.train.batch_size)
@@ -341,12 +413,13 @@ class Run:
             state = self.validate(progress, first, state)
             if self.stopped(state):
                 return
-        batches = self.data.batches(int(state.batch), len(plan))
+        batches = progress.timed(self.data.batches(int(state.batch), len(plan)))
         for (step, phase), batch in zip(plan, batches, strict=True):
             local = split_over_devices(batch, jax.local_device_count())
             state, metrics = self.steps[phase](state, local, self.frozen)
             self.standing.recent.append(metrics)
             in_flight.add(jax.tree.leaves(metrics)[0])
+            self.log(progress, state)
             self.checkpoints.check()
             if not progress.marked[1]:
                 jax.block_until_ready(metrics)
@@ -361,10 +434,12 @@ class Run:
                 continue
             self.standing.alone = 0
             if step % lengths.log == 0 or step == lengths.total:
-                self.log(progress, step)
-                self.raise_on_fault(state)
+                self.unsaid, self.standing.recent = (step, self.standing.recent), []
             due = step % lengths.evaluate == 0 or step == lengths.total
-            if self.signals.requested():
+            asked = self.signals.requested()
+            if asked or due or step % lengths.save == 0:
+                self.log(progress, state)
+            if asked:
                 raise self.stop(step, state, due=due)
             if due:
                 state = self.validate(progress, step, state)

@@ -139,7 +139,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
-from p2p_jax import configfile
+from p2p_jax import configfile, startup
 from p2p_jax.files import storage_errors
 from p2p_jax.lookup import UserError, pick
 from p2p_jax.stop import Stop, Stopped
@@ -567,6 +567,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     _quiet()
+    startup.keep_compiled()
     try:
         with Stop(), storage_errors('the storage'):
             return _run(argv)
@@ -584,4 +585,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
+    startup.use_huge_pages()
     sys.exit(main(sys.argv))

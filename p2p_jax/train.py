@@ -27,7 +27,7 @@ from p2p_jax.generate import build_sampler
 from p2p_jax.job import Job, build_job, training_size
 from p2p_jax.lock import Lock
 from p2p_jax.lookup import UserError, shortlist
-from p2p_jax.loop import Lengths, NonFinite, Run, Standing, map_steps, say
+from p2p_jax.loop import Lengths, NonFinite, Run, Standing, compiler_options, map_steps, say
 from p2p_jax.settings import check, takes_labels
 from p2p_jax.state import Fault, TrainState
 from p2p_jax.stop import Stop
@@ -107,7 +107,7 @@ def _initial_state(
     create = functools.partial(job.create_state, config.seed, training_size(config))
     step = checkpoints.latest()
     if step is None:
-        state = jax.jit(create)()
+        state = jax.jit(create, compiler_options=compiler_options())()
         state = finetune.initialise(state, Path(config.init_from), say) if config.init_from else state
         return replicate(state), Standing()
     for line in check_resume(checkpoints.config(step), config.to_dict(), workdir):

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each may import those above it. A package's own name stands for its __init__.
 ORDER = [
     'p2p_jax',
+    'p2p_jax.startup',
     'p2p_jax.lookup',
     'p2p_jax.configfile',
     'p2p_jax.files',

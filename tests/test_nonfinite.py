@@ -206,15 +206,15 @@ def test_the_log_tells_of_a_collapse_and_leaves_out_what_was_skipped(capsys):
     written = {}
     writer = types.SimpleNamespace(write_scalars=lambda step, values: written.update({step: values}))
     standing = Standing()
-    run = types.SimpleNamespace(watch=CollapseWatch(options(), standing.collapsed), writer=writer, standing=standing)
+    run = types.SimpleNamespace(writer=writer, raise_on_fault=lambda state: None)
     progress = Progress(first=0, total=9, batch_size=1, marked=(0, 1.0))
 
     def log(step, recent):
         standing.recent = recent
         # What a checkpoint stores between two logs is all there is to know.
         restored = Standing.of(json.loads(json.dumps(standing.to_json())))
-        standing.recent, run.watch = restored.recent, CollapseWatch(options(), restored.collapsed)
-        Run.log(run, progress, step)
+        run.unsaid, run.watch = (step, restored.recent), CollapseWatch(options(), restored.collapsed)
+        Run.log(run, progress, None)
         standing.collapsed = restored.collapsed
 
     log(2, [FINE | {SKIPPED: 0.0}, SURE | {SKIPPED: 0.0}])

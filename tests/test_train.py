@@ -96,8 +96,9 @@ def test_logs_all_that_was_promised(trained):
     assert [line['step'] for line in training] == [2, 4, 6, 8]
     names = {'loss/l1', 'loss/gan', 'loss/d_real', 'loss/d_generated', 'd/real', 'd/generated', 'images_per_second'}
     names |= {f'{kind}/{network}' for kind in ('grad_norm', 'lr') for network in ('generator', 'discriminator')}
-    names |= {'g/loss', 'd/loss', 'd/collapsed'}
+    names |= {'g/loss', 'd/loss', 'd/collapsed', 'data_wait'}
     assert names | {'step', 'time'} == set(training[0])
+    assert all(0 <= line['data_wait'] < 1 for line in training)
     validation = [line for line in lines if 'val/psnr' in line]
     assert [line['step'] for line in validation] == [4, 8]
     assert {'val/psnr', 'val/ssim', 'val/input_psnr', 'val/input_ssim'} < set(validation[0])
