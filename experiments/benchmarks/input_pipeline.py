@@ -21,7 +21,8 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from configs import default, sample
+from configs import default
+from experiments.benchmarks.pairs import make_pairs, photographs, write_pair
 from p2p_jax import datasets, report
 from p2p_jax.data import images
 from p2p_jax.data.pipeline import Augmentation, Shard, TrainData
@@ -35,25 +36,12 @@ BATCH, CROP, PAIRS, LARGE = 16, 256, 800, 6
 SIDES = ('input', 'target')
 
 
-def _noisy(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    return np.clip(np.rint(image + random.normal(0, 12, image.shape)), 0, 255).astype(np.uint8)
-
-
 def make_files(folder: Path) -> None:
     """Writes `small/` (800 pairs of 256²) and `large/` (6 pairs of 4000×3000) below input/ and target/."""
+    make_pairs(folder / 'small', CROP, PAIRS)
     random = np.random.default_rng(0)
-    splits = datasets.find_splits(sample.get_config(), ('train', 'val', 'test'), lambda line: None)
-    photographs = [images.to_format(r.target.read(), 3, 8) for records in splits.values() for r in records]
-    for number in range(PAIRS):
-        image = photographs[number % len(photographs)]
-        top, left = (int(random.integers(length - CROP + 1)) for length in image.shape[:2])
-        crop = image[top : top + CROP, left : left + CROP]
-        images.write_image(folder / 'small' / 'target' / f'{number}.png', crop)
-        images.write_image(folder / 'small' / 'input' / f'{number}.png', _noisy(crop, random))
-    for number in range(LARGE):
-        large = images.resize(photographs[number], (3000, 4000))
-        images.write_image(folder / 'large' / 'target' / f'{number}.png', large)
-        images.write_image(folder / 'large' / 'input' / f'{number}.png', _noisy(large, random))
+    for number, image in enumerate(photographs()[:LARGE]):
+        write_pair(folder / 'large', str(number), images.resize(image, (3000, 4000)), random)
 
 
 def _config(folder: Path) -> Any:

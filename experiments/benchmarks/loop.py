@@ -2,7 +2,8 @@
 
 python -m experiments.benchmarks.loop --json=loop.json
 
-It trains on photographs of the sample set, as PNG pairs of 286², with crops, flips and logs; checkpoints, a picture and scores come at the end, after the last log.
+It trains on photographs of the sample set, as PNG pairs of 286², with crops, flips and logs; checkpoint, picture and
+scores come at the end, after the last log.
 The loop's own record of images a second is compared with the same compiled step on one batch that lies on the device,
 measured before and after in the same process. Start-up is that of the command line, in processes of its own: without
 compiled programs on disk, and with those that the first start left there.
@@ -23,9 +24,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from configs import default, sample
-from p2p_jax import datasets, report, startup
-from p2p_jax.data import images
+from configs import default
+from experiments.benchmarks.pairs import make_pairs
+from p2p_jax import report, startup
 
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 _STEPS = flags.DEFINE_integer('steps', 60, 'Length of the training.')
@@ -33,22 +34,8 @@ _BATCH = flags.DEFINE_integer('batch', 4, 'Images of a step.')
 _SIZE = flags.DEFINE_integer('size', 286, 'Of the images, pixels; the crops are of 256.')
 
 
-def make_pairs(folder: Path, size: int) -> None:
-    """Writes noisy and clean crops of the sample photographs below input/ and target/: 32 pairs."""
-    random = np.random.default_rng(0)
-    splits = datasets.find_splits(sample.get_config(), ('train', 'val', 'test'), lambda line: None)
-    photographs = [images.to_format(r.target.read(), 3, 8) for records in splits.values() for r in records]
-    for number in range(32):
-        image = photographs[number % len(photographs)]
-        top, left = (int(random.integers(length - size + 1)) for length in image.shape[:2])
-        crop = image[top : top + size, left : left + size]
-        noise = np.clip(np.rint(crop + random.normal(0, 12, crop.shape)), 0, 255).astype(np.uint8)
-        for side, pixels in (('target', crop), ('input', noise)):
-            images.write_image(folder / side / f'{number}.png', pixels)
-
-
 def make_config(folder: Path, steps: int, batch: int) -> Any:
-    """Returns the default U-Net-256 and PatchGAN on the pairs, logged after each third; saved, as by default, rarely."""
+    """Returns the default U-Net-256 and PatchGAN on the pairs, logged after each third."""
     config = default.get_config()
     config.data.update(dir=str(folder), limit=(None, 2, 2))
     config.train.update(steps=steps, batch_size=batch)
@@ -117,7 +104,7 @@ def main(_: list[str]) -> None:
         began = time.perf_counter()
         subprocess.run([sys.executable, '-m', 'p2p_jax.main', '--help'], check=True, stdout=subprocess.DEVNULL)
         help_seconds = time.perf_counter() - began
-        make_pairs(folder / 'pairs', _SIZE.value)
+        make_pairs(folder / 'pairs', _SIZE.value, 32)
         config = make_config(folder / 'pairs', _STEPS.value, _BATCH.value)
         alone = step_alone(config, _STEPS.value // 3)
         loop = in_the_loop(config, folder / 'run')
