@@ -348,6 +348,8 @@ def get_config() -> ConfigDict:
     config.train.steps = optional(int, 100_000)  # generator updates in all
     config.train.epochs = optional(int)  # or passes over the training split
     config.train.accumulate = 1  # parts that each device works on one after the other; for less memory
+    # For larger crops: only what convolutions give is kept for the gradients, and what lies between is computed again.
+    config.train.remat = False
     config.train.patience = optional(int)  # evaluations in a row without a better PSNR that end the training; None: all
 
     config.log = ConfigDict()

@@ -17,7 +17,7 @@ from p2p_jax.faults import FaultOptions
 from p2p_jax.lookup import UserError, pick
 from p2p_jax.losses import GAN_LOSSES, GanLoss
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
-from p2p_jax.models.layers import NORMS, Style
+from p2p_jax.models.layers import CONVOLVED, NORMS, Style
 from p2p_jax.optim import Optimizer, build_optimizer
 from p2p_jax.perceptual import Lpips, PerceptualDistance
 from p2p_jax.settings import build_losses, build_lpips, check, optim_options, takes_labels
@@ -83,6 +83,7 @@ class Job:
       value_range: lowest and highest value of the images inside the networks.
       ema_decay: 0 keeps no averages.
       accumulate: parts that a device's share of a batch is worked on in, one after the other.
+      remat: what lies between convolutions is computed anew for the gradients instead of kept.
       lpips: the score of that name, or None.
       faults: what is done where numbers go wrong.
     """
@@ -97,8 +98,14 @@ class Job:
     value_range: tuple[float, float]
     ema_decay: float
     accumulate: int
+    remat: bool
     lpips: Lpips | None
     faults: FaultOptions
+
+    def sparing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function of which, with `remat`, only what convolutions give is kept for its slope."""
+        policy = jax.checkpoint_policies.save_only_these_names(CONVOLVED)
+        return jax.checkpoint(function, policy=policy) if self.remat else function
 
     @property
     def watches_psnr(self) -> bool:
@@ -311,6 +318,7 @@ def build_job(config: ml_collections.ConfigDict, steps: int) -> Job:
         value_range=tuple(config.value_range),
         ema_decay=config.ema.decay,
         accumulate=config.train.accumulate,
+        remat=config.train.remat,
         lpips=build_lpips(config),
         faults=FaultOptions(**config.fault),
     )

@@ -174,12 +174,13 @@ def compiler_options() -> dict[str, Any]:
     """Returns what XLA's compiler is told about training's programs.
 
     On a CPU its effort for the loops between matrix products and convolutions takes a quarter of the time to the first
-    step and gains nothing after it (measured: experiments/benchmarks/NOTES.md). What XLA_FLAGS says takes precedence.
+    step and gains nothing after it; and it drops the barriers without which `settle` and `train.remat` are undone
+    (measured: experiments/benchmarks/NOTES.md). What XLA_FLAGS says takes precedence.
     """
-    option = 'xla_backend_optimization_level'
-    if jax.default_backend() != 'cpu' or option in os.environ.get('XLA_FLAGS', ''):
+    if jax.default_backend() != 'cpu':
         return {}
-    return {option: 1}
+    options = {'xla_backend_optimization_level': 1, 'xla_disable_hlo_passes': 'cse_barrier_expander'}
+    return {name: value for name, value in options.items() if name not in os.environ.get('XLA_FLAGS', '')}
 
 
 def _compiled(function: Any) -> Callable[..., Any]:

@@ -102,7 +102,7 @@ def _penalty(
 
 
 def _discriminator_pass(
-    adversary: Adversary, params: PyTree, batch_stats: PyTree, part: Part, generated: jax.Array
+    job: Job, adversary: Adversary, params: PyTree, batch_stats: PyTree, part: Part, generated: jax.Array
 ) -> tuple[PyTree, tuple[PyTree, Metrics]]:
     """D's new statistics, gradients and metrics: the real pass, then the generated one, their statistics chained.
 
@@ -141,7 +141,7 @@ def _discriminator_pass(
         logged['d/loss'] = 0.5 * total
         return logged['d/loss'], (after, logged)
 
-    grads, (after, logged) = jax.grad(loss_fn, has_aux=True)(params)
+    grads, (after, logged) = jax.grad(job.sparing(loss_fn), has_aux=True)(params)
     return after, (grads, logged)
 
 
@@ -331,7 +331,7 @@ def train_step(
         return image, changed.get('batch_stats', {})
 
     def forward(batch_stats: PyTree, part: Part) -> tuple[jax.Array, Callable[..., Any], PyTree]:
-        return jax.vjp(lambda params: generate(params, batch_stats, part), g.params, has_aux=True)
+        return jax.vjp(job.sparing(lambda params: generate(params, batch_stats, part)), g.params, has_aux=True)
 
     # One part runs forward once; of several, each runs again for its gradient, so that only one is in memory.
     shared = forward(g.batch_stats, jax.tree.map(lambda leaf: leaf[0], parts)) if job.accumulate == 1 else None
@@ -341,7 +341,7 @@ def train_step(
 
         def discriminate(stats: PyTree, part: Part) -> tuple[PyTree, tuple[PyTree, Metrics]]:
             image = shared[0] if shared else generate(g.params, g.batch_stats, part)[0]
-            return _discriminator_pass(adversary, before.params, stats, part, jax.lax.stop_gradient(image))
+            return _discriminator_pass(job, adversary, before.params, stats, part, jax.lax.stop_gradient(image))
 
         d_stats, (d_grads, d_logged) = mean_over_devices(_over_parts(discriminate, d.batch_stats, parts))
         rate = _lowered(job, adversary.optimizer.rate(state.step - adversary.start_step, d.plateau), state)
@@ -354,7 +354,9 @@ def train_step(
 
     def work(stats: PyTree, part: Part) -> tuple[PyTree, tuple[PyTree, Metrics]]:
         image, pull_back, after = shared or forward(stats, part)
-        slope, values = jax.grad(lambda x: _generator_loss(job, d, part, x, frozen or {}), has_aux=True)(image)
+        slope, values = jax.grad(job.sparing(lambda x: _generator_loss(job, d, part, x, frozen or {})), has_aux=True)(
+            image
+        )
         return after, (pull_back(slope)[0], values)
 
     g_stats, (grads, g_logged) = mean_over_devices(_over_parts(work, g.batch_stats, parts))

@@ -9,9 +9,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from p2p_jax.lookup import UserError, pick
-from p2p_jax.models.convolutions import convolve, depthwise, downsample, upsample
+from p2p_jax.models.convolutions import choose_form, convolve, depthwise, downsample, settle, upsample
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'leaky_relu': lambda x: nn.leaky_relu(x, 0.2),
@@ -23,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 NORMS = ('batch', 'instance', 'spectral', 'group', 'none')
 STATISTICS = ('running', 'batch')
+CONVOLVED = 'convolved'  # what a convolution gives, for `jax.checkpoint`
 
 
 def missing(length: int, multiple: int) -> int:
@@ -88,7 +90,7 @@ class Convolution(nn.Module):
             y = {'down': downsample, 'up': upsample}[self.direction](x, taps, self.form)
         if self.use_bias:
             y += self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y
+        return checkpoint_name(y, CONVOLVED)
 
 
 class Depthwise(nn.Module):
@@ -264,6 +266,10 @@ class Style:
         Rows start with a norm of about 1, whatever `init_std`.
         """
         return self._apply(nn.Embed(count, features, dtype=self.dtype, name=name), labels, update_spectral)
+
+    def settle(self, x: jax.Array) -> jax.Array:
+        """Returns x, the end of a residual block; see `convolutions.settle`."""
+        return settle(x) if choose_form(self.conv_form) == 'cpu' else x
 
     def drop(self, rate: float, x: jax.Array, *, train: bool) -> jax.Array:
         """Dropout in training, and outside it where it is to be noise."""

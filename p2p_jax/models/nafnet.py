@@ -83,10 +83,10 @@ class NAFBlock(nn.Module):
         y = gate(self.style.depthwise('conv_2', y, update_spectral=train))
         y = y * self._convolve('attention', features, average(y, self.window), train)
         y = self._convolve('conv_3', features, y, train)
-        x = x + y * beta.astype(y.dtype)
+        x = self.style.settle(x + y * beta.astype(y.dtype))
         y = self._convolve('conv_4', 2 * features, self._normalise('norm_2', x), train)
         y = self._convolve('conv_5', features, gate(y), train)
-        return x + y * gamma.astype(y.dtype)
+        return self.style.settle(x + y * gamma.astype(y.dtype))
 
 
 class NAFNet(nn.Module):
