@@ -1,4 +1,8 @@
-"""The parts of the benchmarks that decide whether their figures are right; they themselves are not run."""
+"""The parts of the benchmarks that decide whether their figures are right; what measures is not run."""
+
+import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -47,3 +51,17 @@ def test_the_rows_of_the_table():
     names = {case.name for case in train_step.all_cases(gpu=False)}
     assert {f'unet-{batch}-{dtype}' for batch in (1, 4, 16) for dtype in ('float32', 'bfloat16')} < names
     assert 'unet-64-bfloat16' in {case.name for case in train_step.all_cases(gpu=True)}
+
+
+def test_scale_on_paper(tmp_path):
+    """More GPUs: less time, more to exchange and to deliver; a GPU alone waits for no other."""
+    output = tmp_path / 'scale.json'
+    command = [sys.executable, '-m', 'experiments.benchmarks.scale', '--tflops=50', f'--json={output}']
+    subprocess.run(command, check=True, capture_output=True)
+    figures = json.loads(output.read_text())
+    work, rows = figures['work'], figures['rows'][:3]
+    assert [row['gpus'] for row in rows] == [1, 8, 64] and rows[0]['exchange_s'] == 0
+    assert rows[0]['epoch_s'] == pytest.approx(16_000 * work['flop'] / 50e12)
+    assert rows[2]['exchange_s'] == pytest.approx(2 * 63 / 64 * work['exchanged'] / 25e9)
+    assert rows[0]['epoch_s'] > rows[1]['epoch_s'] > rows[2]['epoch_s']
+    assert rows[0]['pairs_per_second'] < rows[1]['pairs_per_second'] < rows[2]['pairs_per_second']
