@@ -331,7 +331,10 @@ class Run:
         return state
 
     def show(self, step: int, rows: list[list[np.ndarray]], *names: Any) -> None:
-        """Writes what `draw` makes, in a thread of its own, where there are rows; from one process only."""
+        """Draws rows of images and writes the picture, in a thread of its own; nothing where there are none.
+
+        From one process only. A training that is killed meanwhile loses that picture and nothing else.
+        """
         self.finish_drawing()
         if all(rows) and rows and jax.process_index() == 0:
             self.drawing = self.artist.submit(self._draw, step, functools.partial(report.grid, rows, *names))
@@ -361,7 +364,6 @@ class Run:
     def save(self, step: int, state: TrainState, psnr: float | None = None) -> None:
         """Saves a state that is known to be finite; the log reaches the disk before it."""
         self.raise_on_fault(state)
-        self.finish_drawing()
         self.writer.flush()
         self.checkpoints.save(state, step, self.config.to_dict(), psnr, self.standing.to_json())
 
