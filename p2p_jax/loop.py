@@ -184,7 +184,10 @@ def compiler_options() -> dict[str, Any]:
 
 
 def _compiled(function: Any) -> Callable[..., Any]:
-    """Compiles a mapped function when it is first called, for arguments of those shapes."""
+    """Compiles a mapped function with those options when it is first called, for arguments of those shapes."""
+    # Of several processes a compiled program wants the arrays of all, which `pmap` itself puts together.
+    if not compiler_options() or jax.process_count() > 1:
+        return function
     programs: list[Callable[..., Any]] = []
 
     def call(*arguments: Any) -> Any:
@@ -261,7 +264,7 @@ class Run:
         self.watch = CollapseWatch(self.job.faults, self.standing.collapsed)
         self.unsaid: tuple[int, list[dict[str, Any]]] | None = None  # a step whose log is due, and its metrics
         self.artist = concurrent.futures.ThreadPoolExecutor(1)
-        self.drawing: concurrent.futures.Future[None] | None = None
+        self.drawing: tuple[int, concurrent.futures.Future[np.ndarray]] | None = None
 
     def raise_on_fault(self, state: TrainState) -> None:
         """Waits for the state; raises NonFinite if training must not go on from it."""
@@ -337,18 +340,18 @@ class Run:
         """
         self.finish_drawing()
         if all(rows) and rows and jax.process_index() == 0:
-            self.drawing = self.artist.submit(self._draw, step, functools.partial(report.grid, rows, *names))
+            self.drawing = step, self.artist.submit(self._draw, step, functools.partial(report.grid, rows, *names))
 
-    def _draw(self, step: int, draw: Callable[[], np.ndarray]) -> None:
+    def _draw(self, step: int, draw: Callable[[], np.ndarray]) -> np.ndarray:
         picture = draw()
-        self.writer.write_images(step, {'val': picture[None]})
         images.write_image(self.workdir / 'samples' / f'{step:07}.png', picture)
+        return picture
 
     def finish_drawing(self) -> None:
-        """Waits for the last picture; raises what went wrong with it."""
+        """Waits for the last picture and hands it to the writer, which is not for several threads."""
         if self.drawing:
-            self.drawing.result()
-        self.drawing = None
+            (step, picture), self.drawing = self.drawing, None
+            self.writer.write_images(step, {'val': picture.result()[None]})
 
     def stopped(self, state: TrainState) -> bool:
         """Whether `train.patience` is at its end, and says so."""
