@@ -118,7 +118,7 @@ def wait_and_kill(process: subprocess.Popen[bytes], due: Callable[[], bool], del
 
 def _log_values(workdir: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ('time', 'images_per_second')} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ('time', 'images_per_second', 'data_wait')} for line in lines]
 
 
 def differences(one: Path, other: Path) -> list[str]:
