@@ -114,91 +114,6 @@ def measure(name: str, photograph: Path, tiles: int) -> dict[str, Any]:
     }
 
 
-def torch_unet(width: int = 64, depth: int = 8) -> Any:
-    """pix2pix's U-Net as a PyTorch user writes it."""
-    from torch import cat, nn
-
-    class Level(nn.Module):
-        """A halving, what is inside, a doubling; the input beside it."""
-
-        def __init__(self, outer: int, inner: int, inside: Any, place: str) -> None:
-            super().__init__()
-            first, last = place == 'outermost', place == 'innermost'
-            down = [nn.Conv2d(3 if first else outer, inner, 4, 2, 1, bias=False)]
-            down = down if first else [nn.LeakyReLU(0.2), *down]
-            down = down if first or last else [*down, nn.BatchNorm2d(inner)]
-            up = [nn.ReLU(), nn.ConvTranspose2d(inner * (1 if last else 2), 3 if first else outer, 4, 2, 1, bias=first)]
-            up = up if first else [*up, nn.BatchNorm2d(outer)]
-            self.body, self.first = nn.Sequential(*down, *([inside] if inside else []), *up), first
-
-        def forward(self, x: Any) -> Any:
-            return self.body(x) if self.first else cat([x, self.body(x)], 1)
-
-    level = None
-    for i in reversed(range(depth)):
-        outer, inner = width * min(2 ** max(i - 1, 0), 8), width * min(2**i, 8)
-        level = Level(outer, inner, level, 'innermost' if i == depth - 1 else 'inner' if i else 'outermost')
-    return level
-
-
-def torch_nafnet(width: int = 32) -> Any:
-    """NAFNet's denoiser as a PyTorch user writes it."""
-    import torch
-    from torch import nn
-
-    def normalise(x: Any, norm: Any) -> Any:
-        return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    def gate(x: Any) -> Any:
-        a, b = x.chunk(2, 1)
-        return a * b
-
-    class Block(nn.Module):
-        """A block of NAFNet."""
-
-        def __init__(self, c: int) -> None:
-            super().__init__()
-            self.norms = nn.ModuleList([nn.LayerNorm(c, 1e-6), nn.LayerNorm(c, 1e-6)])
-            self.widen, self.depthwise = nn.Conv2d(c, 2 * c, 1), nn.Conv2d(2 * c, 2 * c, 3, 1, 1, groups=2 * c)
-            self.attention, self.narrow = nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1)
-            self.gated, self.last = nn.Conv2d(c, 2 * c, 1), nn.Conv2d(c, c, 1)
-            self.scales = nn.ParameterList([torch.ones(1, c, 1, 1), torch.ones(1, c, 1, 1)])
-
-        def forward(self, x: Any) -> Any:
-            y = gate(self.depthwise(self.widen(normalise(x, self.norms[0]))))
-            y = y * self.attention(y.mean((2, 3), keepdim=True))
-            x = x + self.narrow(y) * self.scales[0]
-            return x + self.last(gate(self.gated(normalise(x, self.norms[1])))) * self.scales[1]
-
-    class Network(nn.Module):
-        """Encoder 2, 2, 4, 8; middle 12; decoder 2, 2, 2, 2."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            c = [width * 2**i for i in range(5)]
-            blocks = lambda i, n: nn.Sequential(*[Block(c[i]) for _ in range(n)])  # noqa: E731
-            self.intro, self.ending = nn.Conv2d(3, width, 3, 1, 1), nn.Conv2d(width, 3, 3, 1, 1)
-            self.encoder = nn.ModuleList([blocks(i, n) for i, n in enumerate((2, 2, 4, 8))])
-            self.downs = nn.ModuleList([nn.Conv2d(c[i], c[i + 1], 2, 2) for i in range(4)])
-            self.middle = blocks(4, 12)
-            ups = [nn.Sequential(nn.Conv2d(c[i], 2 * c[i], 1, bias=False), nn.PixelShuffle(2)) for i in (4, 3, 2, 1)]
-            self.ups, self.decoder = nn.ModuleList(ups), nn.ModuleList([blocks(i, 2) for i in (3, 2, 1, 0)])
-
-        def forward(self, image: Any) -> Any:
-            x, skips = self.intro(image), []
-            for level, down in zip(self.encoder, self.downs, strict=True):
-                x = level(x)
-                skips.append(x)
-                x = down(x)
-            x = self.middle(x)
-            for up, level in zip(self.ups, self.decoder, strict=True):
-                x = level(up(x) + skips.pop())
-            return self.ending(x) + image
-
-    return Network()
-
-
-TORCH = {'unet': torch_unet, 'nafnet': torch_nafnet}
 LABELS = {'unet': 'U-Net-256', 'nafnet': 'NAFNet-32'}
 
 
@@ -206,8 +121,10 @@ def measure_torch(name: str, size: int, tiles: int) -> dict[str, Any]:
     """The time of a tile in PyTorch, channels first or last, whichever is quicker, and the number of parameters."""
     import torch
 
+    from experiments.benchmarks import peer
+
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    network, seconds = TORCH[name]().eval().to(device), []
+    network, seconds = {'unet': peer.unet, 'nafnet': peer.nafnet}[name]().eval().to(device), []
     for form in (torch.contiguous_format, torch.channels_last):
         placed = network.to(memory_format=form)
         tile = torch.rand(1, 3, size, size).to(device, memory_format=form)
