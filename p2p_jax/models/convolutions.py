@@ -25,19 +25,51 @@ _NHWC = ('NHWC', 'HWIO', 'NHWC')
 # Positions of the smaller image, over the batch, up to which: kernels, read in place, cost more than anything else;
 # matrix products beat XLA's strided convolution; and its convolution of stride 1 that gives four phases at once.
 _FEW, _REDUCED, _EXPANDED = 64, 256, 1024
-# Channels of an image or a score, as opposed to those of features.
-_NARROW = 4
+# Channels of an image, a pair of images or a score, as opposed to those of features.
+_NARROW = 8
+
+
+def _products(still: jax.Array, moved: jax.Array, starts: list[tuple[int, int]]) -> jax.Array:
+    """The slopes by the taps of a kernel: products of one image and windows of another, summed over all positions.
+
+    Args:
+      still: (n, h, w, a).
+      moved: (n, more than h, more than w, b).
+      starts: row and column of each window, of the size of `still`.
+
+    Returns:
+      (windows, a, b).
+    """
+    # Transposed once for all windows, which are cut and multiplied one after the other: XLA's own way, or all of them
+    # at once, takes up to twice as long.
+    rows = still.reshape(-1, still.shape[-1]).T
+
+    def product(start: jax.Array) -> jax.Array:
+        window = jax.lax.dynamic_slice(moved, (0, start[0], start[1], 0), (*still.shape[:3], moved.shape[-1]))
+        return rows @ window.reshape(-1, moved.shape[-1])
+
+    return jax.lax.map(product, jnp.array(starts))
+
+
+def _pad(x: jax.Array, width: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (width, width), (width, width), (0, 0)))
+
 
 # Below, `high` is the larger image (n, 2 h, 2 w, high), or an odd row or column more, and `low` the smaller one
 # (n, h, w, low). Tap 2a + p of a kernel joins position o of `low` with block o + a, at phase p, of `high` padded by 1.
 # Kernels of downsampling are (4, 4, high, low); those of upsampling are (4, 4, low, high) and mirrored: `mirrored`.
 
 
+def _blocks(high: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The blocks of two by two of `high`: (n, h + 1, w + 1, p, q, high)."""
+    (n, _, _, channels), (h, w) = high.shape, size
+    padded = _pad(high, 1)[:, : 2 * h + 2, : 2 * w + 2]
+    return padded.reshape(n, h + 1, 2, w + 1, 2, channels).swapaxes(2, 3)
+
+
 def _windows(high: jax.Array, size: tuple[int, int]) -> list[jax.Array]:
     """What the taps meet at the positions of `low`: (n, h, w, p, q, high) for each (a, b), in their order."""
-    (n, _, _, channels), (h, w) = high.shape, size
-    padded = jnp.pad(high, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, : 2 * h + 2, : 2 * w + 2]
-    blocks = padded.reshape(n, h + 1, 2, w + 1, 2, channels).swapaxes(2, 3)
+    blocks, (h, w) = _blocks(high, size), size
     return [blocks[:, a : a + h, b : b + w] for a in (0, 1) for b in (0, 1)]
 
 
@@ -86,7 +118,7 @@ def _expand(low: jax.Array, kernel: jax.Array, mirrored: bool, size: tuple[int, 
             kernel = jax.lax.rev(kernel, (0, 1)).swapaxes(2, 3)
         # Of the mirrored kernel, tap 2r + 1 - p meets block b of the result, at phase p, from position b + r - 1.
         phases = kernel.reshape(2, 2, 2, 2, channels, -1)[:, ::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
-        padded = jnp.pad(low, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        padded = _pad(low, 1)
         blocks = jax.lax.conv_general_dilated(
             padded, phases.reshape(2, 2, channels, -1), (1, 1), 'VALID', dimension_numbers=_NHWC
         ).reshape(n, h + 1, w + 1, 2, 2, -1)
@@ -119,13 +151,18 @@ def _correlate(high: jax.Array, low: jax.Array, mirrored: bool) -> jax.Array:
         if not mirrored:
             return (_columns(high, (h, w)).T @ flat).reshape(shape)
         return (jnp.broadcast_to(flat.T, (16, *flat.T.shape)) @ _mirrored_taps(high, (h, w))).reshape(shape)
-    windows = [window.reshape(-1, 4 * features) for window in _windows(high, (h, w))]
-    if not mirrored:
+    if mirrored:
+        blocks = _blocks(high, (h, w)).reshape(n, h + 1, w + 1, -1)
+        products = _products(low, blocks, [(a, b) for a in (0, 1) for b in (0, 1)])
+        products = products.reshape(2, 2, channels, 2, 2, features).transpose(0, 3, 1, 4, 2, 5).reshape(shape)
+        return jax.lax.rev(products, (0, 1))
+    if features <= _NARROW:
+        windows = [window.reshape(-1, 4 * features) for window in _windows(high, (h, w))]
         products = jnp.stack([window.T @ flat for window in windows])
-        return products.reshape(2, 2, 2, 2, features, channels).swapaxes(1, 2).reshape(shape)
-    products = jnp.stack([flat.T @ window for window in windows])
-    products = products.reshape(2, 2, channels, 2, 2, features).transpose(0, 3, 1, 4, 2, 5).reshape(shape)
-    return jax.lax.rev(products, (0, 1))
+    else:
+        blocks = _blocks(high, (h, w)).reshape(n, h + 1, w + 1, -1)
+        products = _products(blocks, _pad(low, 1), [(1 - a, 1 - b) for a in (0, 1) for b in (0, 1)])
+    return products.reshape(2, 2, 2, 2, features, channels).swapaxes(1, 2).reshape(shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -153,31 +190,34 @@ def _native(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _to_narrow(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """A convolution of stride 1 to few channels, whose slope by the kernel XLA takes 10 to 20 times as long for."""
+def _same(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """A convolution of stride 1, whose slope by the kernel XLA takes 1.5 to 20 times as long for."""
     return _native(x, kernel, padding)
 
 
-def _to_narrow_forward(x: jax.Array, kernel: jax.Array, padding: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _to_narrow(x, kernel, padding), (x, kernel)
+def _same_forward(x: jax.Array, kernel: jax.Array, padding: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _same(x, kernel, padding), (x, kernel)
 
 
-def _to_narrow_backward(
-    padding: int, kept: tuple[jax.Array, jax.Array], slope: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _same_backward(padding: int, kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
+    by_image = jax.vjp(lambda x: _native(x, kernel, padding), x)[1](slope)[0]
     side, _, inputs, outputs = kernel.shape
     # What is shifted against the other is the smaller of the two: tap i meets x at y where the slope is at y - i.
-    (h, w), beyond = x.shape[1:3], side - 1 - padding
-    slopes = jnp.pad(slope, ((0, 0), (beyond, beyond), (beyond, beyond), (0, 0)))
-    last = range(side - 1, -1, -1)
-    shifted = jnp.stack([slopes[:, i : i + h, j : j + w].reshape(-1, outputs) for i in last for j in last])
-    taps = jnp.einsum('mi,tmo->tio', x.reshape(-1, inputs), shifted)
-    by_image = jax.vjp(lambda x: _native(x, kernel, padding), x)[1](slope)[0]
+    beyond, last, (h, w) = side - 1 - padding, range(side - 1, -1, -1), x.shape[1:3]
+    if outputs <= _NARROW:
+        slopes = _pad(slope, beyond)
+        shifted = jnp.stack([slopes[:, i : i + h, j : j + w].reshape(-1, outputs) for i in last for j in last])
+        taps = jnp.einsum('mi,tmo->tio', x.reshape(-1, inputs), shifted)
+    elif outputs < inputs:
+        taps = _products(x, _pad(slope, beyond), [(i, j) for i in last for j in last])
+    else:
+        starts = [(i, j) for i in range(side) for j in range(side)]
+        taps = _products(slope, _pad(x, padding), starts).swapaxes(1, 2)
     return by_image, taps.reshape(kernel.shape)
 
 
-_to_narrow.defvjp(_to_narrow_forward, _to_narrow_backward)
+_same.defvjp(_same_forward, _same_backward)
 
 
 @jax.custom_vjp
@@ -207,6 +247,11 @@ def choose_form(form: str) -> str:
     return pick({name: name for name in FORMS}, form, 'conv_form')
 
 
+def _multiply(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """(..., in) @ (in, out); of a matrix, as whose product XLA takes the slope without transposing first."""
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
 def convolve(x: jax.Array, kernel: jax.Array, padding: int, form: str) -> jax.Array:
     """A convolution of stride 1.
 
@@ -219,11 +264,14 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int, form: str) -> jax.Ar
     Returns:
       (n, h + 2 padding + 1 - side, w + 2 padding + 1 - side, out).
     """
-    if choose_form(form) == 'cpu' and kernel.shape[0] == 1 and not padding:
-        return x @ kernel[0, 0]
-    if choose_form(form) == 'cpu' and kernel.shape[-1] <= _NARROW:
-        return _to_narrow(x, kernel, padding)
-    return _native(x, kernel, padding)
+    if choose_form(form) != 'cpu':
+        return _native(x, kernel, padding)
+    if kernel.shape[0] == 1 and not padding:
+        return _multiply(x, kernel[0, 0])
+    # From few channels XLA's way is the quickest, unless it is to few ones.
+    if kernel.shape[2] <= _NARROW < kernel.shape[3]:
+        return _native(x, kernel, padding)
+    return _same(x, kernel, padding)
 
 
 def downsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
@@ -246,7 +294,7 @@ def downsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
     if side == 2:
         h, w = height // 2, width // 2
         x = x[:, : 2 * h, : 2 * w].reshape(n, h, 2, w, 2, features).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(n, h, w, 4 * features) @ kernel.reshape(4 * features, -1)
+        return _multiply(x.reshape(n, h, w, 4 * features), kernel.reshape(4 * features, -1))
     return _resample(x, jnp.pad(kernel, ((0, 4 - side), (0, 4 - side), (0, 0), (0, 0))), False)
 
 
@@ -271,7 +319,7 @@ def upsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
         return jax.lax.conv_transpose(x, kernel, (2, 2), [_PADS_UP[side]] * 2, dimension_numbers=_NHWC)
     if side == 2:
         taps = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(features, 4 * out)
-        return (x @ taps).reshape(n, h, w, 2, 2, out).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, out)
+        return _multiply(x, taps).reshape(n, h, w, 2, 2, out).transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, out)
     return _resample(x, jnp.pad(kernel, ((4 - side, 0), (4 - side, 0), (0, 0), (0, 0))), True)
 
 
@@ -279,7 +327,7 @@ def upsample(x: jax.Array, kernel: jax.Array, form: str) -> jax.Array:
 def _shift_and_add(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`depthwise` as the sum of nine shifted images."""
     h, w = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = _pad(x, 1)
     taps = [x[:, i : i + h, j : j + w] * kernel[i, j, 0] for i in range(3) for j in range(3)]
     return functools.reduce(operator.add, taps)
 
@@ -290,7 +338,9 @@ def _shift_and_add_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, 
 
 def _shift_and_add_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # Otherwise XLA computes the slope anew for each use, with the padding in the innermost loop.
+    slope = jax.lax.optimization_barrier(slope)
+    padded = _pad(x, 1)
 
     def tap(i: jax.Array) -> jax.Array:
         shifted = jax.lax.dynamic_slice(padded, (0, i // 3, i % 3, 0), x.shape)

@@ -1,6 +1,7 @@
 """Building blocks of all networks: layers with their parameters, normalisation, activation."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -144,6 +145,50 @@ class PresentBatchNorm(nn.Module):
         return y.astype(self.dtype)
 
 
+def _average_of_channels(x: jax.Array) -> jax.Array:
+    # As a product: XLA's reductions, where they are fused with what surrounds them, take up to five times as long.
+    return (x.reshape(-1, x.shape[-1]) @ jnp.full((x.shape[-1], 1), 1 / x.shape[-1])).reshape(*x.shape[:-1], 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _standardise(x: jax.Array, epsilon: float) -> jax.Array:
+    return _standardise_forward(x, epsilon)[0]
+
+
+def _standardise_forward(x: jax.Array, epsilon: float) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x -= _average_of_channels(x)
+    inverse = jax.lax.rsqrt(_average_of_channels(x**2) + epsilon)
+    x *= inverse
+    return x, (x, inverse)
+
+
+def _standardise_backward(_: float, kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array]:
+    x, inverse = kept
+    return (inverse * (slope - _average_of_channels(slope) - x * _average_of_channels(slope * x)),)
+
+
+_standardise.defvjp(_standardise_forward, _standardise_backward)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the channels, in the form for a CPU; values and parameters are `nn.LayerNorm`'s.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: of the result; the statistics are float32.
+    """
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = _standardise(x.astype(jnp.float32), self.epsilon)
+        y *= self.param('scale', nn.initializers.ones, (x.shape[-1],))
+        y += self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+        return y.astype(self.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Style:
     """What the layers of one network share. Its methods are called inside a compact module, which owns the layers.
@@ -153,7 +198,7 @@ class Style:
         embedding, whose kernel then starts divided by its norm (flax does so; the function is the same).
       init_std: standard deviation of the initial kernels (mean 0) and of the initial scales of norms (mean 1); None:
         kernels as in `kernel_initializer`, scales of 1.
-      conv_form: form of the strided convolutions, or 'auto'.
+      conv_form: form of the convolutions and of layer norm, or 'auto'.
       norm_axis: mapped axis over which batch norm sees the whole batch; None: each device sees its own part.
       dtype: of the computation; parameters and statistics stay float32.
       statistics: what batch norm normalises by outside training: 'running' (those gathered in training) or 'batch'
@@ -316,6 +361,13 @@ class Style:
             for part, init in (('scale', self._init_scale), ('shift', nn.initializers.zeros))
         )
         return x * scale[:, None, None] + shift[:, None, None]
+
+    def layer_norm(self, name: str, x: jax.Array, epsilon: float) -> jax.Array:
+        """Layer norm of (n, h, w, c) over the channels, whatever `norm`, then a scale and a shift of each channel."""
+        if choose_form(self.conv_form) == 'cpu':
+            return LayerNorm(epsilon, self.dtype, name=name)(x)
+        # The quick variance, E[x²] - E[x]², loses what makes channels differ where their mean is large.
+        return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=self.dtype, name=name)(x)
 
     def normalise(self, name: str, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises (n, h, w, c); batch norm by the batch's statistics in training, by `statistics` otherwise."""

@@ -70,8 +70,7 @@ class NAFBlock(nn.Module):
         return self.style.convolve(name, 1, features, x, update_spectral=train, use_bias=True)
 
     def _normalise(self, name: str, x: jax.Array) -> jax.Array:
-        # The quick variance, E[x²] - E[x]², loses what makes channels differ where their mean is large.
-        return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=self.style.dtype, name=name)(x)
+        return self.style.layer_norm(name, x, 1e-6)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -12,7 +12,7 @@ from tests.models.generators import check_forms, draw, image
 LABELS = jnp.array([0, 2, 1, 2], jnp.int32)
 
 
-def arrays(height, width, channels=3, features=5):
+def arrays(height, width, channels=3, features=5):  # more than 8 are features, fewer an image's
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(2, height, width, channels)), jnp.float32)
     kernel = jnp.asarray(random.normal(size=(4, 4, channels, features)), jnp.float32)
@@ -21,25 +21,31 @@ def arrays(height, width, channels=3, features=5):
 
 # Of 2 images: few positions, some, more, many; with odd sides.
 @pytest.mark.parametrize('size', [(8, 12), (7, 10), (2, 2), (22, 23), (40, 46), (64, 66)])
+@pytest.mark.parametrize('channels', [(3, 5), (10, 9), (9, 3)])
 @pytest.mark.parametrize('function', [downsample, upsample])
-def test_all_forms_agree_in_value_and_gradients(function, size):
-    x, kernel = arrays(*size)
+def test_all_forms_agree_in_value_and_gradients(function, channels, size):
+    x, kernel = arrays(*size, *channels)
     check_forms(function, x, kernel)
 
 
-@pytest.mark.parametrize(('size', 'padding', 'features'), [(1, 0, 5), (4, 1, 5), (4, 1, 1), (3, 1, 3), (7, 0, 3)])
-def test_forms_agree_where_the_size_stays(size, padding, features):
-    x, _ = arrays(11, 9)
-    kernel = jnp.asarray(np.random.default_rng(1).normal(size=(size, size, 3, features)), jnp.float32)
+@pytest.mark.parametrize(('size', 'padding'), [(1, 0), (4, 1), (3, 1), (7, 0), (2, 0), (3, 2)])
+@pytest.mark.parametrize('channels', [(3, 5), (10, 12), (12, 10), (10, 1), (3, 10)])
+def test_forms_agree_where_the_size_stays(size, padding, channels):
+    x, _ = arrays(11, 9, channels[0])
+    kernel = jnp.asarray(np.random.default_rng(1).normal(size=(size, size, *channels)), jnp.float32)
     check_forms(lambda x, kernel, form: convolve(x, kernel, padding, form), x, kernel)
 
 
-def test_second_derivatives_agree():
+@pytest.mark.parametrize('channels', [(3, 5), (10, 12)])
+@pytest.mark.parametrize(
+    'function', [downsample, upsample, lambda x, kernel, form: convolve(x, kernel, 1, form)], ids=['down', 'up', 'same']
+)
+def test_second_derivatives_agree(function, channels):
     """As the penalties on D's slope need them."""
-    x, kernel = arrays(8, 12)
+    x, kernel = arrays(8, 12, *channels)
 
     def slope(kernel, form):
-        return jnp.sum(jax.grad(lambda x: jnp.sum(jnp.tanh(downsample(x, kernel, form))))(x) ** 2)
+        return jnp.sum(jax.grad(lambda x: jnp.sum(jnp.tanh(function(x, kernel / 10, form))))(x) ** 2)
 
     native, cpu = (jax.grad(slope)(kernel, form) for form in ('native', 'cpu'))
     np.testing.assert_allclose(cpu, native, rtol=1e-3, atol=1e-3)
@@ -67,6 +73,35 @@ def test_parameters_do_not_depend_on_the_form(direction, form):
     layer = Convolution(5, 4, True, direction, form, 0.02, jnp.float32)
     params = layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
     assert {name: value.shape for name, value in params.items()} == {'kernel': (4, 4, 3, 5), 'bias': (5,)}
+
+
+class LayerNormalised(nn.Module):
+    style: Style
+
+    @nn.compact
+    def __call__(self, x):
+        return self.style.layer_norm('norm', x, 1e-6)
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.05)])
+def test_layer_norm_of_the_cpu_is_flaxs(dtype, tolerance):
+    """In value, slopes, parameters and type."""
+    random = np.random.default_rng(0)
+    x, weights = (jnp.asarray(random.normal(size=(2, 5, 6, 12)), jnp.float32) for _ in range(2))
+    x = 100 + 3 * x  # far from 0, where a quick variance is wrong
+    variables = {'params': {'norm': {'scale': jnp.linspace(-1, 2, 12), 'bias': jnp.linspace(1, 3, 12)}}}
+
+    def score(variables, x, layer):
+        y = layer.apply(variables, x)
+        return jnp.sum(y.astype(jnp.float32) * weights), y
+
+    layers = [LayerNormalised(Style(conv_form=form, dtype=dtype)) for form in ('native', 'cpu')]
+    shapes = [jax.eval_shape(layer.init, jax.random.key(0), x) for layer in layers]
+    assert shapes[0] == shapes[1]
+    slopes, values = zip(*[jax.grad(score, (0, 1), has_aux=True)(variables, x, layer) for layer in layers], strict=True)
+    assert values[0].dtype == values[1].dtype == dtype
+    for flax, ours in zip(*map(jax.tree.leaves, ((slopes[0], values[0]), (slopes[1], values[1]))), strict=True):
+        np.testing.assert_allclose(*(a.astype(jnp.float32) for a in (ours, flax)), rtol=tolerance, atol=tolerance)
 
 
 class Normalised(nn.Module):
