@@ -10,6 +10,7 @@ are 4×4 ones with a row and a column of zeros; 2×2 ones, whose windows do not 
 """
 
 import functools
+import math
 import operator
 
 import jax
@@ -341,10 +342,16 @@ def _shift_and_add_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array)
     # Otherwise XLA computes the slope anew for each use, with the padding in the innermost loop.
     slope = jax.lax.optimization_barrier(slope)
     padded = _pad(x, 1)
+    n, h, w, channels = x.shape
+    rows = h // math.gcd(h, 4)
 
     def tap(i: jax.Array) -> jax.Array:
-        shifted = jax.lax.dynamic_slice(padded, (0, i // 3, i % 3, 0), x.shape)
-        return jnp.sum(shifted * slope, axis=(0, 1, 2))
+        # Bands of rows are added up first: what is summed over all positions XLA writes down before.
+        bands = [
+            jax.lax.dynamic_slice(padded, (0, i // 3 + y, i % 3, 0), (n, rows, w, channels)) * slope[:, y : y + rows]
+            for y in range(0, h, rows)
+        ]
+        return jnp.sum(jax.lax.optimization_barrier(functools.reduce(operator.add, bands)), axis=(0, 1, 2))
 
     # One tap after the other: all nine in one loop, as XLA fuses them otherwise, take up to six times as long.
     return _shift_and_add(slope, kernel[::-1, ::-1]), jax.lax.map(tap, jnp.arange(9)).reshape(kernel.shape)

@@ -204,7 +204,7 @@ def test_equals_pytorch():
     check_equals_torch(nafnet(**options), torch_nafnet(torch, 4, *options.values()), image(13, 10, 2))
 
 
-@pytest.mark.parametrize('size', [(4, 6), (5, 3)])
+@pytest.mark.parametrize('size', [(4, 6), (5, 3), (6, 5), (8, 7)])
 def test_forms_of_its_convolutions_agree(size):
     random = np.random.default_rng(1)
     check_forms(depthwise, image(*size, n=2), random.normal(size=(3, 3, 1, 3)).astype(np.float32))
