@@ -439,7 +439,13 @@ def _write_one(name: str, program: Program, path: Path, check: _Check) -> dict[s
         lines = str(error).splitlines() or ['']
         raise UserError(f'--format={name}: cannot express this network: {type(error).__name__}: {lines[0]}') from error
     written = time.monotonic()
-    differences = check.differences(form.read(path), form.any_size)
+    try:
+        differences = check.differences(form.read(path), form.any_size)
+    except Exception as error:  # as TensorFlow 2.21 on StableHLO of jax 0.11
+        raise UserError(
+            f'--format={name}: what jax {jax.__version__} wrote does not run here: {type(error).__name__}: '
+            f'{" ".join(str(error).split())[:300]}; nothing is kept. Other versions of jax may do (constraints.txt)'
+        ) from error
     return {
         'bytes': _bytes(path),
         'seconds_to_write': round(written - start, 2),
@@ -473,7 +479,7 @@ def export(
       Whether all formats give what the model gives, within the tolerance.
 
     Raises:
-      UserError: a format cannot express the network, or `source` cannot be read.
+      UserError: a format cannot express the network, what was written does not run, or `source` cannot be read.
     """
     tolerance = TOLERANCES[model.config.dtype]
     program = prepare(model, size, raw=raw)
