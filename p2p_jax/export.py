@@ -441,6 +441,8 @@ def _write_one(name: str, program: Program, path: Path, check: _Check) -> dict[s
     written = time.monotonic()
     try:
         differences = check.differences(form.read(path), form.any_size)
+    except UserError:
+        raise
     except Exception as error:  # as TensorFlow 2.21 on StableHLO of jax 0.11
         raise UserError(
             f'--format={name}: what jax {jax.__version__} wrote does not run here: {type(error).__name__}: '
